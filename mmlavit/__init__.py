@@ -1,0 +1,61 @@
+"""LaViT, the Less-Attention Vision Transformer, as a backbone for mmpretrain, mmdet and mmseg."""
+
+import warnings
+from importlib import import_module
+
+from .version import __version__
+
+__all__ = ['REQUIRED', '__version__', 'check_dependency']
+
+# module: (distribution, lower bound, inclusive, upper bound, exclusive)
+REQUIRED = {
+    'mmengine': ('onedl-mmengine', '0.10.8', '1.0.0'),
+    'torch': ('torch', '2.4.0', '2.15.0'),
+    'mmcv': ('onedl-mmcv', '2.3.0', '2.4.0'),
+}
+
+
+def check_dependency(module: str, found: str | None) -> None:
+    """Check the version of one dependency against the bounds that mmlavit supports.
+
+    Args:
+        module: Import name, a key of ``REQUIRED``.
+        found: The installed version, ``None`` where the module is not installed.
+
+    Raises:
+        ImportError: If the module is missing or out of bounds. The message names the version
+            found, the versions required and the command that mends it.
+    """
+    distribution, lower, upper = REQUIRED[module]
+    if found is not None:
+        from mmengine.utils import digit_version
+
+        if digit_version(lower) <= digit_version(found) < digit_version(upper):
+            return
+    # With build isolation mmcv is built without its operators, and says nothing.
+    option = '--no-build-isolation ' if module == 'mmcv' else ''
+    raise ImportError(
+        f'mmlavit {__version__} requires {distribution}>={lower},<{upper}, '
+        f'found {"no " + module if found is None else module + " " + found}. '
+        'Mend it with `make setup` in a checkout of mmlavit, '
+        f'or with `pip install {option}"{distribution}>={lower},<{upper}"`.'
+    )
+
+
+def _installed_version(module: str) -> str | None:
+    try:
+        return import_module(module).__version__
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        return None
+
+
+for _module in REQUIRED:
+    try:
+        check_dependency(_module, _installed_version(_module))
+    except ImportError as _error:
+        # A registry that looks `mmlavit.LaViT` up swallows the ImportError and reports an unknown
+        # type instead: only the warning reaches the user of an upstream tool.
+        warnings.warn(str(_error), stacklevel=2)
+        raise
