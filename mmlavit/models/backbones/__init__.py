@@ -1,0 +1,5 @@
+"""Backbones."""
+
+from .lavit import LaViT
+
+__all__ = ['LaViT']

@@ -1,0 +1,293 @@
+"""LaViT: the Less-Attention Vision Transformer as a multi-scale backbone.
+
+Paper: https://arxiv.org/abs/2406.00427. ``docs/paper_to_code.md`` maps its equations to this code.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmlavit.registry import MODELS
+
+from ..layers import (
+    AttentionResidual,
+    Block,
+    LessAttention,
+    PatchEmbed,
+    Stage,
+    VanillaAttention,
+)
+from ..pretrained import load_pretrained
+
+NUM_STAGES = 4
+
+
+class Arch(NamedTuple):
+    """What a variant is: one value a stage, then what all stages share."""
+
+    channels: Sequence[int]
+    depths: Sequence[int]
+    va_layers: Sequence[int]  # the first ones of `depths`; the rest are less attention
+    head_width: int = 64
+    ffn_ratio: float = 4.0
+
+
+ARCHS = {
+    # nano serves the quick start and the tests. The others reach the paper's parameters and
+    # multiply-adds at 224x224 with a 1000-way head within 3 % (docs/paper_to_code.md, 9).
+    'nano': Arch((32, 64, 128, 256), (1, 2, 2, 1), (1, 1, 1, 1), head_width=32),
+    'tiny': Arch((64, 128, 320, 512), (1, 2, 3, 2), (1, 1, 1, 1)),  # paper: 10.9 M, 1.6 G
+    'small': Arch((64, 128, 320, 640), (3, 4, 6, 3), (1, 1, 2, 1)),  # paper: 22.4 M, 3.3 G
+    'base': Arch((64, 128, 320, 640), (3, 4, 18, 4), (1, 1, 4, 1)),  # paper: 39.6 M, 6.1 G
+}
+
+
+@MODELS.register_module()
+class LaViT(BaseModule):
+    """Less-Attention Vision Transformer.
+
+    Each of four stages embeds its map, computes attention logits from queries and keys in its first
+    layers (vanilla attention, VA), and in all later ones transforms the logits it already has (less
+    attention, LA). The last logits of a stage guide the first layer of the next (attention
+    residual, AR). Attention runs in non-overlapping windows, which makes the transforms independent
+    of the image size; a window as large as the stage's map is the paper's global attention.
+
+    Args:
+        arch: ``'nano'``, ``'tiny'``, ``'small'``, ``'base'`` or a dict with the keys ``channels``,
+            ``depths``, ``va_layers`` (four values each) and optionally ``head_width`` and
+            ``ffn_ratio``.
+        window_size: Side of an attention window in tokens, one for all stages or one a stage.
+        out_indices: Stages (0 to 3) whose maps are returned. Stages behind the last one are not
+            built.
+        drop_path_rate: Stochastic depth: the last block's drop probability; the others' rise
+            linearly to it.
+        attention_residual: Whether a stage's attention guides the next stage's.
+        less_attention: Whether layers behind ``va_layers`` are less attention. If not, all are
+            vanilla: the all-VA twin of the paper's ablation.
+        in_channels: Channels of the image.
+        frozen_stages: How many stages are frozen, with the first embedding; 0 freezes that alone,
+            -1 nothing.
+        with_cp: Whether to trade time for memory by recomputing activations in the backward pass.
+        init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')`` transfers a
+            checkpoint, strictly (see :func:`mmlavit.models.pretrained.load_pretrained`).
+
+    Raises:
+        TypeError: If an argument has another type than stated.
+        ValueError: If an argument's value is not allowed. Both messages name the argument, the
+            value and what is allowed.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = 'small',
+        window_size: int | Sequence[int] = 7,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        attention_residual: bool = True,
+        less_attention: bool = True,
+        in_channels: int = 3,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.arch = _parse_arch(arch)
+        self.window_size = _parse_window_size(window_size)
+        self.out_indices = _parse_out_indices(out_indices)
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate!r}: expected 0 <= rate < 1')
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= NUM_STAGES:
+            raise ValueError(
+                f'frozen_stages={frozen_stages!r}: expected a whole number from -1 to {NUM_STAGES}'
+            )
+        self.frozen_stages = frozen_stages
+        channels, depths, va_layers, head_width, ffn_ratio = self.arch
+
+        drop_path = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        self.stages = nn.ModuleList()
+        for i in range(max(self.out_indices) + 1):
+            dim, heads, window = channels[i], channels[i] // head_width, self.window_size[i]
+            residual = None
+            if attention_residual and i > 0:
+                residual = AttentionResidual(
+                    channels[i - 1] // head_width, heads, self.window_size[i - 1], window
+                )
+            num_vanilla = va_layers[i] if less_attention else depths[i]
+            blocks = []
+            for j in range(depths[i]):
+                attention = (
+                    VanillaAttention(dim, heads)
+                    if j < num_vanilla
+                    else LessAttention(dim, heads, window**2)
+                )
+                rate = drop_path[sum(depths[:i]) + j]
+                blocks.append(Block(attention, dim, window, ffn_ratio, rate))
+            embed = PatchEmbed(channels[i - 1] if i else in_channels, dim, patch=2 if i else 4)
+            self.stages.append(Stage(embed, residual, blocks, num_vanilla, window, with_cp))
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', nn.LayerNorm(channels[i]))
+        self.apply(_initialize)
+        self._freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Extract features.
+
+        Args:
+            x: Images of shape ``(B, in_channels, h, w)``, of any size.
+
+        Returns:
+            One contiguous map a stage of ``out_indices``, each normalized, of shape ``(B, channels,
+            ceil(h / stride), ceil(w / stride))`` with strides 4, 8, 16 and 32.
+        """
+        x = x.permute(0, 2, 3, 1)
+        logits = None
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x, logits = stage(x, logits)
+            if i in self.out_indices:
+                out = self.get_submodule(f'norm{i}')(x)
+                # RoIAlign reads raw memory: a permuted view would come out as garbage
+                outs.append(out.permute(0, 3, 1, 2).contiguous())
+        return tuple(outs)
+
+    def init_weights(self) -> None:
+        """Load the checkpoint that ``init_cfg`` names; without one, keep the start values.
+
+        Raises:
+            RuntimeError: If the checkpoint does not fit.
+        """
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
+        pretrained = [c for c in configs if c.get('type') == 'Pretrained']
+        if not pretrained:
+            super().init_weights()
+            return
+        for config in pretrained:
+            load_pretrained(self, **{k: v for k, v in config.items() if k != 'type'})
+        self.is_init = True
+
+    def train(self, mode: bool = True) -> 'LaViT':
+        """Set training mode; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Place a parameter in depth, for layer-wise learning-rate decay.
+
+        Args:
+            param_name: Name of the parameter, with ``prefix``.
+            prefix: What the backbone's names start with, as ``'backbone.'``.
+
+        Returns:
+            The layer's number, from 0 (the first embedding) to the count less 1 (output norms and
+            whatever follows the backbone), and the count of layers. A downsampling and an attention
+            residual belong to the block that follows them.
+        """
+        depths = self.arch.depths[: len(self.stages)]
+        num_layers = sum(depths) + 2
+        parts = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix) or parts[0] != 'stages':
+            return num_layers - 1, num_layers
+        stage = int(parts[1])
+        if parts[2] == 'blocks':
+            return sum(depths[:stage]) + int(parts[3]) + 1, num_layers
+        return (sum(depths[:stage]) + 1 if stage else 0), num_layers
+
+    def _freeze(self) -> None:
+        frozen: list[nn.Module] = []
+        if self.frozen_stages == 0:
+            frozen.append(self.get_submodule('stages.0.embed'))
+        for i in range(min(self.frozen_stages, len(self.stages))):
+            frozen.append(self.stages[i])
+            if i in self.out_indices:
+                frozen.append(self.get_submodule(f'norm{i}'))
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+
+def _initialize(module: nn.Module) -> None:
+    """Start values: a fan-out normal for convolutions, a truncated normal for linear layers."""
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+        nn.init.normal_(module.weight, std=(2 * module.groups / fan_out) ** 0.5)
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _parse_arch(arch: str | Mapping[str, Any]) -> Arch:
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(
+                f'arch={arch!r}: expected one of {tuple(ARCHS)} or a dict with the keys '
+                f'{Arch._fields}'
+            )
+        return ARCHS[arch]
+    if not isinstance(arch, Mapping):
+        raise TypeError(
+            f'arch={arch!r}: expected one of {tuple(ARCHS)} or a dict with the keys {Arch._fields}'
+        )
+    required = set(Arch._fields) - set(Arch._field_defaults)
+    missing, unknown = required - set(arch), set(arch) - set(Arch._fields)
+    if missing or unknown:
+        raise ValueError(
+            f'arch={dict(arch)!r}: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}; '
+            f'expected {Arch._fields}, of which {tuple(Arch._field_defaults)} are optional'
+        )
+    parsed = Arch(**arch)
+    for key in ('channels', 'depths', 'va_layers'):
+        values = getattr(parsed, key)
+        if not _are_positive_ints(values, NUM_STAGES):
+            raise ValueError(f'arch[{key!r}]={values!r}: expected {NUM_STAGES} positive integers')
+    if not _are_positive_ints([parsed.head_width]):
+        raise ValueError(f"arch['head_width']={parsed.head_width!r}: expected a positive integer")
+    if not parsed.ffn_ratio > 0:
+        raise ValueError(f"arch['ffn_ratio']={parsed.ffn_ratio!r}: expected a positive number")
+    for i in range(NUM_STAGES):
+        if parsed.channels[i] % parsed.head_width:
+            raise ValueError(
+                f"arch['channels'][{i}]={parsed.channels[i]}: expected a multiple of "
+                f"arch['head_width']={parsed.head_width}"
+            )
+        if parsed.va_layers[i] > parsed.depths[i]:
+            raise ValueError(
+                f"arch['va_layers'][{i}]={parsed.va_layers[i]}: expected at most "
+                f"arch['depths'][{i}]={parsed.depths[i]}"
+            )
+    return parsed
+
+
+def _parse_window_size(window_size: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = [window_size] * NUM_STAGES if isinstance(window_size, int) else window_size
+    if not _are_positive_ints(sizes, NUM_STAGES):
+        raise ValueError(
+            f'window_size={window_size!r}: expected a positive integer or {NUM_STAGES} of them'
+        )
+    return tuple(sizes)
+
+
+def _parse_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+    allowed = range(NUM_STAGES)
+    if (
+        not isinstance(out_indices, Sequence)
+        or not out_indices
+        or not all(isinstance(i, int) and i in allowed for i in out_indices)
+        or list(out_indices) != sorted(set(out_indices))
+    ):
+        raise ValueError(
+            f'out_indices={out_indices!r}: expected rising stage numbers from {tuple(allowed)}'
+        )
+    return tuple(out_indices)
+
+
+def _are_positive_ints(values: Any, count: int = 1) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and len(values) == count
+        and all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+    )

@@ -1,0 +1,38 @@
+"""Patch embedding and downsampling: a convolution whose kernel is its stride (paper, 3.1)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PatchEmbed(nn.Module):
+    """Project non-overlapping patches, then normalize.
+
+    Sides that are no multiple of the patch are completed with zeros, so a map of side ``s`` gives
+    one of side ``ceil(s / patch)``.
+
+    Args:
+        in_channels: Channels of the incoming map.
+        out_channels: Channels of the tokens.
+        patch: Side of a patch: 4 before stage 1, 2 before the others.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(in_channels, out_channels, patch, patch)
+        self.norm = nn.LayerNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed a map.
+
+        Args:
+            x: Map of shape ``(B, h, w, in_channels)``.
+
+        Returns:
+            Map of shape ``(B, ceil(h / patch), ceil(w / patch), out_channels)``.
+        """
+        h, w = x.shape[1:3]
+        if h % self.patch or w % self.patch:
+            x = F.pad(x, (0, 0, 0, -w % self.patch, 0, -h % self.patch))
+        x = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.norm(x)

@@ -1,0 +1,5 @@
+"""Losses."""
+
+from .diagonality import DiagonalityLoss, diagonality_loss
+
+__all__ = ['DiagonalityLoss', 'diagonality_loss']

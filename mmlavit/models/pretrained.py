@@ -1,0 +1,113 @@
+"""Strict, explained transfer of a checkpoint into a backbone."""
+
+import logging
+import re
+
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from .layers.attention import is_window_transform
+
+
+def load_pretrained(
+    backbone: nn.Module, checkpoint: str, prefix: str | None = None, map_location: str = 'cpu'
+) -> None:
+    """Load the backbone part of a checkpoint, or stop.
+
+    Window transforms of another window size are resized. Output norms that only one side has are
+    left alone, since each task norms the stages it uses; so are stages behind the last one that
+    ``backbone`` builds. The log names what was loaded, resized, left out and new. Whatever else is
+    missing, unexpected or of another shape stops the run.
+
+    Args:
+        backbone: Module to load into.
+        checkpoint: File or URL, as mmengine's loader takes it.
+        prefix: What the backbone's keys start with in the file, as ``'backbone.'``. If None, that
+            is ``'backbone.'`` where any key starts so, and nothing otherwise.
+        map_location: Where tensors are put while loading.
+
+    Raises:
+        RuntimeError: If the file holds no state dict or the keys do not match; the message lists
+            them.
+    """
+    source = _read_state_dict(checkpoint, map_location)
+    if prefix is None:
+        prefix = 'backbone.' if any(k.startswith('backbone.') for k in source) else ''
+    elif prefix and not prefix.endswith('.'):
+        prefix += '.'
+    found = {k.removeprefix(prefix): v for k, v in source.items() if k.startswith(prefix)}
+    if not found:
+        raise RuntimeError(
+            f'{checkpoint}: no key starts with {prefix!r}. Found {_listing(sorted(source))}'
+        )
+    target = backbone.state_dict()
+    stages = {_stage(k) for k in target}
+    unused = [k for k in found if k not in target and (_is_norm(k) or _stage(k) not in stages)]
+    new = [k for k in target if k not in found and _is_norm(k)]
+    unexpected = [k for k in found if k not in target and k not in unused]
+    missing = [k for k in target if k not in found and k not in new]
+    common = [k for k in target if k in found]
+    differing = [k for k in common if found[k].shape != target[k].shape]
+    resized = [k for k in differing if is_window_transform(k)]
+    mismatched = [k for k in differing if k not in resized]
+
+    if missing or unexpected or mismatched:
+        shapes = [f'{k} {tuple(found[k].shape)} -> {tuple(target[k].shape)}' for k in mismatched]
+        raise RuntimeError(
+            f'{checkpoint} does not fit {type(backbone).__name__}:'
+            + _paragraph('missing from the file', missing)
+            + _paragraph('unexpected in the file', unexpected)
+            + _paragraph('of another shape (file -> model)', shapes)
+        )
+    backbone.load_state_dict({k: found[k] for k in common}, strict=False)
+
+    outside = [k for k in source if not k.startswith(prefix)] + [prefix + k for k in unused]
+    print_log(
+        f'loaded {len(common)}/{len(common)} backbone tensors from {checkpoint}'
+        + _paragraph('left out, not part of this backbone', outside)
+        + _paragraph('new, not in the file', new)
+        + _paragraph('resized to another window', resized),
+        logger='current',
+        level=logging.INFO,
+    )
+
+
+def _read_state_dict(checkpoint: str, map_location: str) -> dict[str, Tensor]:
+    try:
+        content = CheckpointLoader.load_checkpoint(checkpoint, map_location, logger='current')
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f'{checkpoint}: cannot be read as a checkpoint: {error}') from error
+    state = content.get('state_dict', content) if isinstance(content, dict) else content
+    if not isinstance(state, dict):
+        raise RuntimeError(
+            f'{checkpoint}: found a {type(state).__name__}, expected a state dict or a dict with '
+            "the key 'state_dict'"
+        )
+    state = {k.removeprefix('module.'): v for k, v in state.items()}
+    if not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise RuntimeError(
+            f'{checkpoint}: found no state dict but a dict with {_listing(sorted(map(str, state)))}'
+        )
+    return state
+
+
+def _is_norm(key: str) -> bool:
+    return re.match(r'norm\d\.', key) is not None
+
+
+def _stage(key: str) -> str:
+    """``'stages.2'`` for any key of that stage, ``''`` for a key of no stage."""
+    match = re.match(r'stages\.\d+', key)
+    return match[0] if match else ''
+
+
+def _paragraph(title: str, keys: list[str]) -> str:
+    return f'\n  {title}: {_listing(keys)}' if keys else ''
+
+
+def _listing(keys: list[str], most: int = 20) -> str:
+    rest = f' and {len(keys) - most} more' if len(keys) > most else ''
+    return f'{len(keys)} keys: {", ".join(keys[:most])}{rest}'

@@ -1,0 +1,276 @@
+"""Invariants of the backbone."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmlavit.models import LaViT
+from mmlavit.models.backbones.lavit import ARCHS
+from mmlavit.models.layers import LessAttention
+
+# depths with two vanilla layers before and two less-attention layers in a stage
+DEEP = {
+    'channels': (16, 32, 32, 64),
+    'depths': (2, 2, 4, 2),
+    'va_layers': (1, 1, 2, 1),
+    'head_width': 16,
+}
+
+
+def random_transforms(model):
+    for layer in model.modules():
+        if isinstance(layer, LessAttention):
+            torch.nn.init.normal_(layer.theta, std=0.1)
+            torch.nn.init.normal_(layer.psi, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ('height', 'width'),
+    [
+        (1, 1),
+        (1, 1400),
+        (1400, 1),
+        (3, 5),
+        (32, 32),
+        (33, 63),
+        (57, 224),
+        (224, 224),
+        (333, 1333),
+        (1400, 1400),
+    ],
+)
+def test_any_size_gives_maps_of_the_ceiled_size(height, width):
+    model = LaViT('nano').eval()
+    with torch.no_grad():
+        outs = model(torch.randn(1, 3, height, width))
+    assert isinstance(outs, tuple)
+    for i, out in enumerate(outs):
+        stride = 4 * 2**i
+        expected = (1, 32 * 2**i, math.ceil(height / stride), math.ceil(width / stride))
+        assert out.shape == expected
+        assert out.is_contiguous()
+        assert out.isfinite().all()
+
+
+@pytest.mark.parametrize('window_size', [1, 4, 14, (8, 7, 5, 3), [7, 7, 14, 7]])
+def test_any_window_size(window_size):
+    model = random_transforms(LaViT(DEEP, window_size=window_size))
+    outs = model(torch.randn(2, 3, 70, 90))
+    assert [tuple(out.shape[2:]) for out in outs] == [(18, 23), (9, 12), (5, 6), (3, 3)]
+    sum(out.square().sum() for out in outs).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_every_output_has_its_norm():
+    """With start values of the norms, each position has zero mean and unit variance."""
+    for out in LaViT('nano')(torch.randn(2, 3, 64, 64)):
+        torch.testing.assert_close(out.mean(1), torch.zeros_like(out[:, 0]), atol=1e-4, rtol=0)
+        variance = out.var(1, unbiased=False)
+        torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-2, rtol=0)
+
+
+def test_features_do_not_depend_on_batch_mates():
+    model = random_transforms(LaViT(DEEP)).eval()
+    images = torch.randn(3, 3, 50, 75)
+    with torch.no_grad():
+        together, alone = model(images), model(images[1:2])
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a[1:2], b, rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation_is_deterministic():
+    model = LaViT('nano', drop_path_rate=0.5).eval()
+    image = torch.randn(1, 3, 64, 64)
+    for a, b in zip(model(image), model(image), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('size', [(64, 64), (50, 75)])
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'out_indices': (3,)}, {'out_indices': (0, 2)}, {'out_indices': (0,)},
+     {'attention_residual': False}, {'less_attention': False}],
+    ids=str,
+)  # fmt: skip
+def test_every_parameter_gets_a_gradient(options, size):
+    model = random_transforms(LaViT(DEEP, **options)).train()
+    outs = model(torch.randn(2, 3, *size))
+    sum((out * torch.randn_like(out)).sum() for out in outs).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize('size', [(64, 64), (50, 75)])
+def test_checkpointing_changes_neither_outputs_nor_gradients(size):
+    plain = random_transforms(LaViT(DEEP, drop_path_rate=0.3))
+    saving = LaViT(DEEP, drop_path_rate=0.3, with_cp=True)
+    saving.load_state_dict(plain.state_dict())
+    image, results = torch.randn(2, 3, *size), []
+    for model in (plain, saving):
+        torch.manual_seed(1)
+        outs = model(image)
+        sum(out.square().sum() for out in outs).backward()
+        results.append([*outs, *(p.grad for p in model.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 2, 4])
+def test_frozen_stages_stay_frozen_through_train(frozen):
+    model = LaViT(DEEP, frozen_stages=frozen)
+    model.eval().train()
+    for name, param in model.named_parameters():
+        stage = int(name.split('.')[1]) if name.startswith('stages') else int(name[4])
+        is_frozen = stage < frozen or (frozen == 0 and name.startswith('stages.0.embed'))
+        assert param.requires_grad != is_frozen, name
+    for i, stage in enumerate(model.stages):
+        assert stage.training != (i < frozen)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        return
+    optimizer = torch.optim.SGD(trainable, lr=0.1)
+    outs = model(torch.randn(2, 3, 64, 64))
+    sum((out * torch.randn_like(out)).sum() for out in outs).backward()
+    optimizer.step()
+    frozen_now = {n for n, p in model.named_parameters() if not p.requires_grad}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == (name in frozen_now), name
+
+
+def test_drop_path_rises_linearly():
+    model = LaViT('tiny', drop_path_rate=0.7)
+    rates = [block.drop_path.drop_prob for stage in model.stages for block in stage.blocks]
+    assert rates == pytest.approx([0.1 * i for i in range(8)], abs=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_autocast_training_step_is_finite(dtype):
+    model = random_transforms(LaViT(DEEP))
+    with torch.no_grad():  # logits of about 1e4 from the first layer on
+        for name, param in model.named_parameters():
+            if name.endswith('qkv.weight'):
+                param *= 500
+    with torch.autocast('cpu', dtype):
+        outs = model(torch.randn(2, 3, 50, 75))
+        loss = sum(out.float().square().mean() for out in outs)
+    loss.backward()
+    assert all(out.isfinite().all() for out in outs)
+
+
+@pytest.mark.parametrize(('window', 'is_global'), [(7, False), (14, True)])
+def test_a_window_as_large_as_the_map_is_global(window, is_global):
+    """Whether news of the first token of a 14x14 map reaches the last through attention."""
+    stage = random_transforms(LaViT(DEEP, window_size=(7, 7, window, 7))).eval().stages[2]
+    for block in stage.blocks:
+        torch.nn.init.zeros_(block.ffn.fc2.weight)  # silence the convolutions
+    x = torch.randn(1, 28, 28, 32)
+    changed = x.clone()
+    changed[:, :2, :2] += 10
+    logits = torch.zeros(16, 2, 49, 49)
+    with torch.no_grad():
+        difference = stage(x, logits)[0] - stage(changed, logits)[0]
+    assert bool(difference[0, -1, -1].any()) == is_global
+
+
+# the paper's table 1 and the class's own count; the head is LayerNorm + Linear(1000)
+PUBLISHED = {'tiny': (10.9e6, 1.6e9), 'small': (22.4e6, 3.3e9), 'base': (39.6e6, 6.1e9)}
+
+
+def closed_formula(arch, side=224, window=7):
+    """Parameters and multiply-adds of a classifier, by arithmetic over the arch table."""
+    params, macs, cin, tokens, heads_before, windows_before = 0, 0, 3, side * side, 0, 0
+    n = window**2
+    for stage, (c, depth, va) in enumerate(
+        zip(arch.channels, arch.depths, arch.va_layers, strict=True)
+    ):
+        patch, h, hidden = (4, 2, 2, 2)[stage], c // arch.head_width, int(c * arch.ffn_ratio)
+        tokens //= patch**2
+        side //= patch
+        windows = math.ceil(side / window) ** 2
+        padded = windows * n
+        params += cin * patch**2 * c + c + 2 * c
+        macs += tokens * cin * patch**2 * c
+        if stage:
+            params += 16 * heads_before + heads_before * h + h
+            # 16 taps for each 4**4 pairs of the 4x4 cells of a window of 7; then the 1x1
+            macs += windows_before * heads_before * 16 * 4**4 + windows * heads_before * h * n * n
+        for layer in range(depth):
+            params += 4 * c  # two LayerNorms
+            params += c * hidden + hidden + 9 * hidden + hidden + hidden * c + c
+            macs += tokens * (2 * c * hidden + 9 * hidden)
+            params += c * c + c  # projection
+            macs += padded * c * c + windows * n * n * c  # projection, attention times values
+            if layer < va:
+                params += 3 * c * c + 3 * c
+                macs += padded * 3 * c * c + windows * n * n * c
+            else:
+                params += c * c + c + 2 * n * n
+                macs += padded * c * c + windows * h * 2 * n**3
+        cin, heads_before, windows_before = c, h, windows
+    return params + 2 * cin + 1000 * cin + 1000, macs + 1000 * cin
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_size_and_cost_match_formula_and_paper(name):
+    model = LaViT(name, out_indices=(3,)).eval()
+    head = torch.nn.Linear(model.arch.channels[-1], 1000)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        head(model(torch.zeros(1, 3, 224, 224))[0].mean((2, 3)))
+    params = sum(p.numel() for m in (model, head) for p in m.parameters())
+    macs = counter.get_total_flops() // 2
+    assert (params, macs) == closed_formula(ARCHS[name])
+    published_params, published_macs = PUBLISHED[name]
+    assert params == pytest.approx(published_params, rel=0.03)
+    assert macs == pytest.approx(published_macs, rel=0.03)
+
+
+def test_layer_depth_rises_from_image_to_head():
+    model = LaViT(DEEP)
+    depths = []
+    for name, _ in model.named_parameters(prefix='backbone'):
+        depth, count = model.get_layer_depth(name, 'backbone.')
+        depths.append(depth)
+        assert count == sum(DEEP['depths']) + 2
+    assert depths[0] == 0
+    assert depths == sorted(depths)
+    assert set(depths) == set(range(count))
+    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (count - 1, count)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'arch': 'huge'}, r"arch='huge'.*'nano', 'tiny', 'small', 'base'"),
+        ({'arch': {'channels': (8,) * 4}}, r"missing keys \['depths', 'va_layers'\]"),
+        ({'arch': DEEP | {'depht': 3}}, r"unknown keys \['depht'\].*'channels', 'depths'"),
+        ({'arch': DEEP | {'channels': (16, 32, 40, 64)}}, r"\['channels'\]\[2\]=40.*multiple.*16"),
+        ({'arch': DEEP | {'channels': (16, 32, 64)}}, r"\['channels'\].*4 positive integers"),
+        ({'arch': DEEP | {'depths': (0, 2, 4, 2)}}, r"\['depths'\]=\(0, 2, 4, 2\).*positive"),
+        ({'arch': DEEP | {'va_layers': (3, 1, 2, 1)}}, r"\['va_layers'\]\[0\]=3.*at most.*=2"),
+        ({'arch': DEEP | {'head_width': 0}}, r"\['head_width'\]=0.*positive"),
+        ({'arch': DEEP | {'ffn_ratio': 0}}, r"\['ffn_ratio'\]=0.*positive"),
+        ({'window_size': 0}, 'window_size=0.*positive integer or 4'),
+        ({'window_size': 7.0}, 'window_size=7.0.*positive integer or 4'),
+        ({'window_size': (7, 7)}, r'window_size=\(7, 7\).*positive integer or 4'),
+        ({'out_indices': (4,)}, r'out_indices=\(4,\).*\(0, 1, 2, 3\)'),
+        ({'out_indices': (-1,)}, r'out_indices=\(-1,\).*\(0, 1, 2, 3\)'),
+        ({'out_indices': ()}, r'out_indices=\(\).*\(0, 1, 2, 3\)'),
+        ({'out_indices': (2, 1)}, r'out_indices=\(2, 1\).*rising'),
+        ({'out_indices': 3}, r'out_indices=3.*\(0, 1, 2, 3\)'),
+        ({'drop_path_rate': 1.0}, 'drop_path_rate=1.0.*0 <= rate < 1'),
+        ({'frozen_stages': 5}, 'frozen_stages=5.*-1 to 4'),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        LaViT(**options)
+
+
+def test_wrong_arch_type_is_named():
+    with pytest.raises(TypeError, match=r"arch=3: expected one of \('nano'"):
+        LaViT(arch=3)

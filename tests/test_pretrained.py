@@ -1,0 +1,186 @@
+"""Transfer of a checkpoint: complete and said so, or refused."""
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmengine.runner import load_checkpoint
+
+from mmlavit.models import LaViT
+from mmlavit.models.layers import resize_transform
+
+
+@pytest.fixture
+def messages(request):
+    """What the current mmengine logger says."""
+    logger, said = MMLogger.get_instance(request.node.name), []
+    MMLogger._instance_dict.move_to_end(request.node.name)
+    logger.addFilter(lambda record: said.append(record.getMessage()) or True)
+    return said
+
+
+def classifier(**options):
+    """Backbone and file content as classification leaves them: one output, a head beside it."""
+    backbone = LaViT('tiny', out_indices=(3,), **options)
+    with torch.no_grad():
+        for param in backbone.parameters():
+            param.normal_()
+    state = {f'backbone.{k}': v for k, v in backbone.state_dict().items()}
+    return backbone, {'meta': {}, 'state_dict': state | {'head.fc.weight': torch.zeros(3, 512)}}
+
+
+def dense(path, **options):
+    init = {'type': 'Pretrained', 'checkpoint': str(path), 'prefix': 'backbone.'}
+    model = LaViT('tiny', init_cfg=init, **options)
+    model.init_weights()
+    return model
+
+
+def test_transfer_copies_every_tensor_and_says_so(tmp_path, messages):
+    source, content = classifier()
+    torch.save(content, tmp_path / 'a.pth')
+    state = dense(tmp_path / 'a.pth').state_dict()
+    for name, value in source.state_dict().items():
+        assert torch.equal(state[name], value), name
+    count = len(source.state_dict())
+    said = '\n'.join(messages)
+    assert f'loaded {count}/{count} backbone tensors from {tmp_path / "a.pth"}' in said
+    assert 'left out, not part of this backbone: 1 keys: head.fc.weight' in said
+    assert 'new, not in the file: 6 keys: norm0.weight, norm0.bias, norm1.weight' in said
+
+
+@pytest.mark.parametrize('prefix', [None, 'backbone', 'backbone.'])
+def test_prefix_may_be_left_to_the_loader(tmp_path, prefix):
+    source, content = classifier()
+    torch.save(content, tmp_path / 'a.pth')
+    init = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'a.pth'), 'prefix': prefix}
+    model = LaViT('tiny', init_cfg=[init])
+    model.init_weights()
+    assert torch.equal(model.norm3.weight, source.norm3.weight)
+
+
+def test_a_bare_state_dict_of_the_backbone_loads(tmp_path):
+    source, _ = classifier()
+    torch.save(source.state_dict(), tmp_path / 'a.pth')
+    model = LaViT('tiny', init_cfg={'type': 'Pretrained', 'checkpoint': str(tmp_path / 'a.pth')})
+    model.init_weights()
+    assert torch.equal(model.norm3.weight, source.norm3.weight)
+
+
+def test_fewer_stages_leave_the_rest_out(tmp_path, messages):
+    _, content = classifier()
+    torch.save(content, tmp_path / 'a.pth')
+    dense(tmp_path / 'a.pth', out_indices=(0, 1, 2))
+    assert 'backbone.stages.3.' in '\n'.join(messages)
+
+
+def test_transforms_are_resized_by_value_and_named(tmp_path, messages):
+    source, content = classifier()
+    torch.save(content, tmp_path / 'a.pth')
+    model = dense(tmp_path / 'a.pth', window_size=(7, 8, 5, 7))
+    for name, value in source.state_dict().items():
+        got = model.state_dict()[name]
+        expected = value if got.shape == value.shape else resize_transform(value, len(got))
+        assert torch.equal(got, expected), name
+    said = '\n'.join(messages)
+    assert 'resized stages.1.blocks.1.attn.theta: 49 -> 64 tokens a window' in said
+    assert 'resized stages.2.blocks.2.attn.psi: 49 -> 25 tokens a window' in said
+    assert 'stages.3.blocks.1.attn.theta: 49' not in said
+
+
+def test_mmengine_loading_resizes_too(tmp_path):
+    """`load_from` and `tools/test.py` go through mmengine's own loader."""
+    source, content = classifier()
+    torch.save({'state_dict': source.state_dict()}, tmp_path / 'a.pth')
+    model = LaViT('tiny', window_size=14, out_indices=(3,))
+    load_checkpoint(model, str(tmp_path / 'a.pth'), strict=True)
+    theta = source.state_dict()['stages.2.blocks.1.attn.theta']
+    assert torch.equal(model.stages[2].blocks[1].attn.theta, resize_transform(theta, 196))
+
+
+def test_resizing_keeps_smooth_transforms_and_row_sums():
+    def separable(side):
+        grid = (torch.arange(side) + 0.5) / side
+        y, x = torch.meshgrid(grid, grid, indexing='ij')
+        function = (torch.sin(2 * y) + x).flatten()
+        return function[:, None] * function[None, :]
+
+    def inside(weight, side):  # the border has no neighbours to interpolate between
+        cut = slice(2 * side // 7, side - 2 * side // 7)
+        return weight.view(side, side, side, side)[cut, cut, cut, cut]
+
+    small, large = separable(7), separable(14)
+    # a row sums over four times as many tokens
+    got = inside(resize_transform(small, 196) * 4, 14)
+    torch.testing.assert_close(got, inside(large, 14), rtol=0.02, atol=0.02)
+    got = inside(resize_transform(large, 49) / 4, 7)
+    torch.testing.assert_close(got, inside(small, 7), rtol=0.02, atol=0.02)
+    constant = torch.full((49, 49), 0.3)
+    for tokens in (16, 49, 196):
+        sums = resize_transform(constant, tokens).sum(-1)
+        torch.testing.assert_close(sums, torch.full((tokens,), 0.3 * 49))
+    torch.testing.assert_close(resize_transform(small, 49), small)
+
+
+def test_resizing_keeps_the_axes_apart():
+    """A weight from one key to one query stays between the same two corners of the window."""
+    weight = torch.zeros(49, 49)
+    weight[0, 48] = 1.0  # query top left, key bottom right
+    resized = resize_transform(weight, 196).view(14, 14, 14, 14)
+    assert resized.abs().argmax() == resized[0, 0, 13, 13].new_tensor(13 * 14 + 13).long()
+
+
+@pytest.mark.parametrize(('shape', 'tokens'), [((49, 48), 49), ((48, 48), 49), ((49, 49), 48)])
+def test_only_square_windows_are_resized(shape, tokens):
+    with pytest.raises(ValueError, match='square windows'):
+        resize_transform(torch.zeros(shape), tokens)
+
+
+def breakages():
+    def drop(state):
+        del state['backbone.stages.1.blocks.0.attn.qkv.weight']
+
+    def add(state):
+        state['backbone.stages.1.blocks.0.attn.bias_table'] = torch.zeros(3)
+
+    def reshape(state):
+        state['backbone.stages.0.embed.proj.weight'] = torch.zeros(64, 1, 4, 4)
+
+    return [
+        (drop, r'missing from the file: 1 keys: stages\.1\.blocks\.0\.attn\.qkv\.weight'),
+        (add, r'unexpected in the file: 1 keys: stages\.1\.blocks\.0\.attn\.bias_table'),
+        (reshape, r'\(file -> model\): 1 keys: .*\(64, 1, 4, 4\) -> \(64, 3, 4, 4\)'),
+    ]
+
+
+@pytest.mark.parametrize(('breakage', 'message'), breakages())
+def test_any_other_difference_stops_with_the_keys(tmp_path, breakage, message):
+    _, content = classifier()
+    breakage(content['state_dict'])
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(RuntimeError, match=message):
+        dense(tmp_path / 'a.pth')
+
+
+def test_another_size_of_the_model_is_refused(tmp_path):
+    _, content = classifier()
+    torch.save(content, tmp_path / 'a.pth')
+    model = LaViT('nano', init_cfg={'type': 'Pretrained', 'checkpoint': str(tmp_path / 'a.pth')})
+    with pytest.raises(RuntimeError, match='of another shape'):
+        model.init_weights()
+
+
+def test_what_is_no_checkpoint_is_said(tmp_path):
+    missing, text, number, optimizer, other = (tmp_path / f'{i}.pth' for i in range(5))
+    text.write_text('not a checkpoint')
+    torch.save(3, number)
+    torch.save({'optimizer': {}, 'epoch': 3}, optimizer)
+    torch.save({'state_dict': {'conv1.weight': torch.zeros(1)}}, other)
+    for path, error, message in (
+        (missing, FileNotFoundError, '0.pth'),
+        (text, RuntimeError, '1.pth: cannot be read as a checkpoint'),
+        (number, RuntimeError, '2.pth: found a int, expected a state dict'),
+        (optimizer, RuntimeError, '3.pth: found no state dict but .*epoch, optimizer'),
+        (other, RuntimeError, "4.pth: no key starts with 'backbone.'.*conv1.weight"),
+    ):
+        with pytest.raises(error, match=message):
+            dense(path)
