@@ -1,0 +1,103 @@
+"""Adds the diagonality-preserving loss to whatever model is being trained."""
+
+from typing import Any, Literal
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mmlavit.models import DiagonalityLoss, LessAttention
+from mmlavit.registry import HOOKS
+
+
+@HOOKS.register_module()
+class DiagonalityLossHook(Hook):
+    """Put ``loss_dp`` into the losses of a classifier, detector or segmentor (paper, eq. 10).
+
+    One line in any config turns it on::
+
+        custom_hooks = [dict(type='mmlavit.DiagonalityLossHook', loss_weight=0.1)]
+
+    The loss is averaged over the less-attention layers, so that one weight serves all depths. It
+    joins the dictionary that ``forward(mode='loss')`` returns, hence it reaches the log and the
+    gradient as any other loss does, under DDP, AMP, gradient accumulation and activation
+    checkpointing.
+
+    Args:
+        loss_weight: Factor on the loss.
+        form: ``'hinge'`` or ``'linear'``, see :func:`mmlavit.models.diagonality_loss`.
+
+    Raises:
+        ValueError: If ``form`` is unknown.
+    """
+
+    def __init__(
+        self, loss_weight: float = 1.0, form: Literal['hinge', 'linear'] = 'hinge'
+    ) -> None:
+        self.loss = DiagonalityLoss(loss_weight, form)
+        self._handles: list[RemovableHandle] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Attach to the model.
+
+        Raises:
+            RuntimeError: If the model has no less-attention layer.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._handles = attach_diagonality_loss(model, self.loss)
+
+    def after_train(self, runner: Runner) -> None:
+        """Detach from the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def attach_diagonality_loss(model: nn.Module, loss: DiagonalityLoss) -> list[RemovableHandle]:
+    """Make ``model(..., mode='loss')`` return ``loss_dp`` among its losses.
+
+    Args:
+        model: Model without its distributed wrapper.
+        loss: Loss of one layer.
+
+    Returns:
+        Handles whose ``remove()`` detaches the loss.
+
+    Raises:
+        RuntimeError: If the model has no less-attention layer.
+    """
+    layers = [m for m in model.modules() if isinstance(m, LessAttention)]
+    if not layers:
+        raise RuntimeError(
+            f'loss_dp: {type(model).__name__} has no less-attention layer; remove '
+            'DiagonalityLossHook from custom_hooks or use a LaViT backbone with less_attention=True'
+        )
+    # what the forward pass under way has produced; None outside one, so that a layer that runs
+    # again to recompute its activations in the backward pass is not counted twice
+    running: list[tuple[Tensor, Tensor | None]] | None = None
+
+    def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal running
+        running = [] if kwargs.get('mode') == 'loss' else None
+
+    def collect(module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        if running is not None:
+            running.append((output[1], args[2]))
+
+    def finish(module: nn.Module, args: tuple[Any, ...], losses: Any) -> Any:
+        nonlocal running
+        if running is None:
+            return losses
+        collected, running = running, None
+        # not in `collect`: a checkpointed block must save the same tensors when it runs again
+        values = [loss(logits, mask) for logits, mask in collected]
+        return {**losses, 'loss_dp': torch.stack(values).mean()}
+
+    return [
+        model.register_forward_pre_hook(start, with_kwargs=True),
+        *(layer.register_forward_hook(collect) for layer in layers),
+        model.register_forward_hook(finish),
+    ]

@@ -1,0 +1,87 @@
+"""Refuse a checkpoint that does not belong to the model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from mmlavit.models.layers import is_window_transform
+from mmlavit.registry import HOOKS
+
+from ..errors import UserError
+
+__all__ = ['StrictLoadHook']
+
+LISTED_KEYS = 10
+
+
+@HOOKS.register_module()
+class StrictLoadHook(Hook):
+    """Compare every checkpoint that the runner loads with the model, before it is copied.
+
+    mmengine only warns of missing, unexpected and mismatched keys, and a model that is half
+    initialised at random still yields metrics. Window transforms may differ in shape, since the
+    backbone resizes them; batch norm's ``num_batches_tracked`` and the data preprocessor are not
+    compared.
+    """
+
+    # Ahead of EMAHook, which copies the state dict to the averaged model.
+    priority = 'VERY_HIGH'
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Check the keys and shapes of a checkpoint.
+
+        Args:
+            runner: The runner that loads the checkpoint.
+            checkpoint: What the file holds.
+
+        Raises:
+            UserError: If the checkpoint does not belong to the model; the message names the file
+                and the first keys of every kind.
+        """
+        if not isinstance(checkpoint, dict):
+            raise UserError(
+                f'{runner._load_from} holds a {type(checkpoint).__name__}, expected a state dict'
+            )
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        differences = _differences(model, state_dict)
+        if differences:
+            raise UserError(
+                f'{runner._load_from} does not belong to this {type(model).__name__}:\n'
+                + '\n'.join(differences)
+            )
+
+
+def _differences(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
+    found = _shapes({key.removeprefix('module.'): value for key, value in state_dict.items()})
+    expected = _shapes(model.state_dict())
+    listings = {
+        'missing from the file': [key for key in expected if key not in found],
+        'not in the model': [key for key in found if key not in expected],
+        'of another shape': [
+            f'{key} {found[key]} in the file, {shape} in the model'
+            for key, shape in expected.items()
+            if key in found and found[key] != shape and not is_window_transform(key)
+        ],
+    }
+    return [f'  {kind}: {_listing(keys)}' for kind, keys in listings.items() if keys]
+
+
+def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {
+        key: tuple(getattr(value, 'shape', ()))
+        for key, value in state_dict.items()
+        if not (key.startswith('data_preprocessor.') or key.endswith('.num_batches_tracked'))
+    }
+
+
+def _listing(keys: list[str]) -> str:
+    rest = len(keys) - LISTED_KEYS
+    more = f' and {rest} more' if rest > 0 else ''
+    return f'{len(keys)}: {", ".join(keys[:LISTED_KEYS])}{more}'

@@ -1,0 +1,213 @@
+"""What tools/train.py and tools/test.py share: arguments, config, runner and user errors."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+from zipfile import is_zipfile
+
+import torch.distributed as dist
+from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import ConfigParsingError
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .errors import UserError
+from .overrides import OverrideAction, merge_overrides
+from .portable_runner import PortableRunner
+
+__all__ = [
+    'ToolParser',
+    'build_runner',
+    'check_checkpoint',
+    'load_config',
+    'require',
+    'run_tool',
+]
+
+TOOLBOXES = ('mmpretrain', 'mmdet', 'mmseg')
+
+# What each launcher sets in the environment of its processes.
+LAUNCHER_VARIABLES = {
+    'none': None,
+    'pytorch': 'RANK',
+    'slurm': 'SLURM_PROCID',
+    'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK',
+}
+
+
+class ToolParser(argparse.ArgumentParser):
+    """The options that training and testing share; an error takes one line and exit code 2.
+
+    Args:
+        description: First line of the help.
+    """
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description)
+        self.add_argument('config', help='config file of mmpretrain, mmdet or mmseg')
+        self.add_argument('--work-dir', help='logs and checkpoints go here')
+        self.add_argument(
+            '--cfg-options',
+            nargs='+',
+            action=OverrideAction,
+            metavar='KEY=VALUE',
+            help='override keys of the config; lists as KEY="[a,b]" or KEY=a,b, without spaces',
+        )
+        self.add_argument(
+            '--amp', action='store_true', help='mixed precision: float16, bfloat16 without a GPU'
+        )
+        self.add_argument(
+            '--launcher', choices=LAUNCHER_VARIABLES, default='none', help='job launcher'
+        )
+        self.add_argument(
+            '--no-pin-memory', action='store_true', help='switch off pin_memory of the dataloaders'
+        )
+        self.add_argument(
+            '--no-persistent-workers',
+            action='store_true',
+            help='switch off persistent_workers of the dataloaders',
+        )
+        # torch.distributed.launch passes --local-rank; torchrun sets LOCAL_RANK.
+        self.add_argument(
+            '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Print one message and exit with code 2."""
+        self.exit(2, f'{self.prog}: error: {message}\n')
+
+
+def run_tool(
+    parser: ToolParser, tool: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
+) -> None:
+    """Parse the arguments and run a tool, reporting a :class:`UserError` without a traceback.
+
+    Args:
+        parser: Parser of the tool.
+        tool: Called with the parsed arguments.
+        argv: Arguments, ``sys.argv[1:]`` if None.
+    """
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    try:
+        tool(args)
+    except UserError as error:
+        parser.error(str(error))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config, then merge into it the options that training and testing share.
+
+    Args:
+        args: What a :class:`ToolParser` returned.
+
+    Raises:
+        UserError: If the config cannot be read, is for none of the toolboxes, an override leads
+            nowhere, or the launcher did not start this process.
+    """
+    variable = LAUNCHER_VARIABLES[args.launcher]
+    if variable is not None and variable not in os.environ:
+        raise UserError(
+            f'--launcher {args.launcher}: {variable} is not set, so no such launcher started this '
+            'process; use the scripts dist_*.sh and slurm_*.sh'
+        )
+    if not Path(args.config).is_file():
+        raise UserError(f'config file {args.config!r} does not exist')
+    try:
+        cfg = Config.fromfile(args.config)
+    except (ConfigParsingError, ImportError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f'config file {args.config!r} cannot be read: {error}') from error
+    merge_overrides(cfg, args.cfg_options or {})
+    scope = cfg.get('default_scope')
+    if scope not in TOOLBOXES:
+        raise UserError(
+            f'{args.config}: default_scope is {scope!r}, expected one of {", ".join(TOOLBOXES)}'
+        )
+    if find_spec(scope) is None:
+        raise UserError(f'{args.config}: default_scope is {scope!r}, which is not installed')
+    cfg.launcher = args.launcher
+    cfg.work_dir = (
+        args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
+    )
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            _set_dataloader(cfg[name], scope, args)
+    return cfg
+
+
+def _set_dataloader(dataloader: ConfigDict, scope: str, args: argparse.Namespace) -> None:
+    if scope == 'mmpretrain':
+        # mmpretrain's configs rely on its tools for these.
+        dataloader.setdefault('pin_memory', get_device() != 'cpu')
+        dataloader.setdefault('persistent_workers', dataloader.get('num_workers', 0) > 0)
+        dataloader.setdefault('collate_fn', ConfigDict(type='default_collate'))
+    if args.no_pin_memory:
+        dataloader.pin_memory = False
+    if args.no_persistent_workers:
+        dataloader.persistent_workers = False
+
+
+def require(cfg: Config, *keys: str) -> None:
+    """Stop where a config lacks what a run needs, or where its data is not there.
+
+    Args:
+        cfg: The config.
+        *keys: Top-level keys that must be set. Local data roots of those that are dataloaders
+            must exist.
+
+    Raises:
+        UserError: If a key or a data root is missing.
+    """
+    missing = [key for key in keys if cfg.get(key) is None]
+    if missing:
+        raise UserError(f'{cfg.filename}: {", ".join(missing)} must be set')
+    for key in keys:
+        for dataset in _datasets(cfg[key].get('dataset')):
+            root = dataset.get('data_root')
+            local = root and ':' not in root and not dataset.get('backend_args')
+            if local and not Path(root).exists():
+                raise UserError(f'{key}: data_root {root!r} does not exist, seen from {Path.cwd()}')
+
+
+def _datasets(dataset: Any) -> Iterator[ConfigDict]:
+    if isinstance(dataset, dict):
+        yield dataset
+        for inner in (dataset.get('dataset'), *(dataset.get('datasets') or ())):
+            yield from _datasets(inner)
+
+
+def check_checkpoint(path: str, name: str = 'checkpoint') -> None:
+    """Stop where a local checkpoint does not exist or is no file that torch wrote.
+
+    Args:
+        path: A path, or a URL, which is left to the loader.
+        name: What the message calls it.
+
+    Raises:
+        UserError: If the file cannot be a checkpoint.
+    """
+    if '://' in path:
+        return
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f'{name} {path!r} does not exist')
+    with file.open('rb') as stream:
+        # torch writes a zip archive; before version 1.6 it wrote a pickle, which starts like this.
+        pickled = stream.read(1) == b'\x80'
+    if not pickled and not is_zipfile(file):
+        raise UserError(f'{name} {path!r} is damaged, or was not written by torch.save')
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that ``cfg.runner_type`` names, :class:`PortableRunner` without one.
+
+    Args:
+        cfg: The config.
+    """
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else PortableRunner.from_cfg(cfg)
