@@ -37,17 +37,17 @@ SPLITS = ('train', 'val')
 ADE20K_FOLDERS = {'train': 'training', 'val': 'validation'}
 
 # A change of the drawing code that changes any byte of the output raises this number.
-VERSION = 1
+VERSION = 2
 MANIFEST = 'shapes.json'
 LAYOUTS = ('classification', 'coco', 'ade20k')
 
 # Diameters of the circle that has the area of the shape, as fractions of the image side.
 SAMPLE_DIAMETER = (0.35, 0.6)
-SCENE_DIAMETER = (0.125, 0.4)
+SCENE_DIAMETER = (0.18, 0.44)
 # How often a scene asks for 1, 2, 3, 4, 5 shapes.
-SCENE_COUNTS = (0.1, 0.25, 0.3, 0.25, 0.1)
+SCENE_COUNTS = (0.15, 0.3, 0.3, 0.15, 0.1)
 # The least visible part of a shape, as a share of the shape and as a share of the image.
-MIN_VISIBLE_OF_SHAPE = 0.4
+MIN_VISIBLE_OF_SHAPE = 0.5
 MIN_VISIBLE_OF_IMAGE = 0.0025
 # Bright shapes on a dim background: with either one brighter, small models fail to learn in the
 # few epochs of a quick start.
