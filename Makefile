@@ -1,0 +1,34 @@
+# Leave PYTHON alone to use .venv where it exists, else python3.
+PYTHON ?= $(shell test -x .venv/bin/python && echo .venv/bin/python || echo python3)
+RUN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format doctor clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: ## build .venv with the tested versions and mmcv's operators (once; then at once)
+	@$(PYTHON) tools/setup_env.py
+
+demo: setup ## train on the built-in Shapes data, small enough for two CPU cores
+	@$(RUN) tools/demo.py
+
+test: setup ## run the tests
+	@$(RUN) -m pytest
+
+lint: setup ## check format, lint and types; change nothing
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
+
+format: setup ## format the code and mend what ruff can mend
+	@$(RUN) -m ruff check --fix-only .
+	@$(RUN) -m ruff format .
+
+doctor: ## say what is wrong with the environment and how to mend it
+	@$(PYTHON) tools/doctor.py
+
+clean: ## remove caches and build leftovers; .venv, data and work_dirs stay
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,122 @@
+"""The package: one version everywhere, bounded dependencies, names found from the toolboxes."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import mmlavit
+from mmlavit import registry
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that knows the package only as an installed one."""
+    env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    env['OMP_NUM_THREADS'] = '1'
+    return subprocess.run(
+        [sys.executable, '-c', code], cwd=cwd, env=env, capture_output=True, text=True
+    )
+
+
+def test_version_is_the_head_of_the_changelog() -> None:
+    """A release cannot forget its entry in the changelog, nor the other way round."""
+    versions = re.findall(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), flags=re.MULTILINE)
+    assert versions[0] == mmlavit.__version__
+
+
+def test_installed_distribution_is_this_version() -> None:
+    """setup.py reads the version that the package reports."""
+    assert metadata.version('mmlavit') == mmlavit.__version__
+
+
+def test_bounds_of_the_check_are_those_of_the_distribution() -> None:
+    """pip and the check at import accept the same versions."""
+    requires = [Requirement(text) for text in metadata.requires('mmlavit') or []]
+    bounds = {requirement.name: str(requirement.specifier) for requirement in requires}
+    for distribution, lower, upper in mmlavit.REQUIRED.values():
+        assert sorted(bounds[distribution].split(',')) == [f'<{upper}', f'>={lower}']
+
+
+@pytest.mark.parametrize('module', mmlavit.REQUIRED)
+def test_lower_bound_is_inclusive_and_upper_exclusive(module: str) -> None:
+    """The bounds themselves are what the message says they are; a local version is no obstacle."""
+    _, lower, upper = mmlavit.REQUIRED[module]
+    mmlavit.check_dependency(module, lower)
+    mmlavit.check_dependency(module, f'{lower}+cpu')
+    with pytest.raises(ImportError):
+        mmlavit.check_dependency(module, upper)
+
+
+@pytest.mark.parametrize('module', mmlavit.REQUIRED)
+@pytest.mark.parametrize('found', ['0.1.2', '99.0', None])
+def test_refused_dependency_is_named_with_what_was_found_and_required(
+    module: str, found: str | None
+) -> None:
+    """The message holds the version found, the bounds, and a command that mends it."""
+    distribution, lower, upper = mmlavit.REQUIRED[module]
+    with pytest.raises(ImportError) as error:
+        mmlavit.check_dependency(module, found)
+    message = str(error.value)
+    assert (f'found {module} {found}' if found else f'found no {module}') in message
+    assert f'requires {distribution}>={lower},<{upper}' in message
+    assert 'make setup' in message
+    assert ('pip install --no-build-isolation' in message) == (module == 'mmcv')
+
+
+def test_import_refuses_an_old_torch(tmp_path: Path) -> None:
+    """The check runs at import, not only when it is called."""
+    run = run_python("import torch; torch.__version__ = '1.13.1'; import mmlavit", tmp_path)
+    assert run.returncode == 1
+    assert 'ImportError: mmlavit' in run.stderr
+    assert 'found torch 1.13.1' in run.stderr
+
+
+def test_lookup_under_an_old_torch_says_why(tmp_path: Path) -> None:
+    """mmengine's registries swallow the ImportError; its message reaches the user nevertheless."""
+    code = (
+        "import torch; torch.__version__ = '1.13.1'; from mmengine.registry import MODELS;"
+        "MODELS.build(dict(type='mmlavit.LaViT'))"
+    )
+    run = run_python(code, tmp_path)
+    assert run.returncode == 1
+    assert 'found torch 1.13.1' in run.stderr
+
+
+def test_package_imports_without_the_toolboxes(tmp_path: Path) -> None:
+    """Neither the package nor its registries pull in mmdet, mmseg or mmpretrain."""
+    code = (
+        'import sys, mmlavit.registry;'
+        "print([name for name in ('mmdet', 'mmseg', 'mmpretrain') if name in sys.modules])"
+    )
+    run = run_python(code, tmp_path)
+    assert run.stdout.strip() == '[]', run.stderr
+
+
+@pytest.mark.parametrize('toolbox', ['mmpretrain', 'mmdet', 'mmseg'])
+def test_backbone_is_found_from_each_toolbox_without_custom_imports(
+    toolbox: str, tmp_path: Path
+) -> None:
+    """A fresh process in another folder resolves the name through the toolbox's own registry."""
+    code = (
+        f'from {toolbox}.registry import MODELS;'
+        "found = MODELS.get('mmlavit.LaViT'); print('found', found.__module__, found.__name__)"
+    )
+    run = run_python(code, tmp_path)
+    assert 'found mmlavit.models.backbones.lavit LaViT' in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize('name', registry.__all__)
+def test_registries_are_children_in_the_scope_of_the_package(name: str) -> None:
+    """Each is the child ``mmlavit`` of mmengine's registry of the same kind, and can be filled."""
+    child = getattr(registry, name)
+    assert child.scope == 'mmlavit'
+    assert child.parent.scope == 'mmengine'
+    assert child.parent.children['mmlavit'] is child
+    child.import_from_location()
