@@ -1,7 +1,5 @@
-"""The error that a tool reports without a traceback."""
-
-__all__ = ['UserError']
+"""The error that the tools report without a traceback."""
 
 
-class UserError(Exception):
-    """Bad input from a user: the message names what was found and what was expected."""
+class UserError(RuntimeError):
+    """Something the user can mend: an argument, a config value, a path or a file."""

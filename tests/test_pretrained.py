@@ -5,6 +5,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 
+from mmlavit.errors import UserError
 from mmlavit.models import LaViT
 from mmlavit.models.layers import resize_transform
 
@@ -157,7 +158,7 @@ def test_any_other_difference_stops_with_the_keys(tmp_path, breakage, message):
     _, content = classifier()
     breakage(content['state_dict'])
     torch.save(content, tmp_path / 'a.pth')
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(UserError, match=message):
         dense(tmp_path / 'a.pth')
 
 
@@ -165,7 +166,7 @@ def test_another_size_of_the_model_is_refused(tmp_path):
     _, content = classifier()
     torch.save(content, tmp_path / 'a.pth')
     model = LaViT('nano', init_cfg={'type': 'Pretrained', 'checkpoint': str(tmp_path / 'a.pth')})
-    with pytest.raises(RuntimeError, match='of another shape'):
+    with pytest.raises(UserError, match='of another shape'):
         model.init_weights()
 
 
@@ -176,11 +177,11 @@ def test_what_is_no_checkpoint_is_said(tmp_path):
     torch.save({'optimizer': {}, 'epoch': 3}, optimizer)
     torch.save({'state_dict': {'conv1.weight': torch.zeros(1)}}, other)
     for path, error, message in (
-        (missing, FileNotFoundError, '0.pth'),
-        (text, RuntimeError, '1.pth: cannot be read as a checkpoint'),
-        (number, RuntimeError, '2.pth: found a int, expected a state dict'),
-        (optimizer, RuntimeError, '3.pth: found no state dict but .*epoch, optimizer'),
-        (other, RuntimeError, "4.pth: no key starts with 'backbone.'.*conv1.weight"),
+        (missing, UserError, '0.pth does not exist.*init_cfg=None'),
+        (text, UserError, '1.pth: cannot be read as a checkpoint'),
+        (number, UserError, '2.pth: found a int, expected a state dict'),
+        (optimizer, UserError, '3.pth: found no state dict but .*epoch, optimizer'),
+        (other, UserError, "4.pth: no key starts with 'backbone.'.*conv1.weight"),
     ):
         with pytest.raises(error, match=message):
             dense(path)

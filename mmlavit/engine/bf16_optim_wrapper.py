@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner.amp import autocast
 from torch import nn
+
+from mmlavit.registry import OPTIM_WRAPPERS
 
 __all__ = ['BFloat16OptimWrapper']
 

@@ -10,7 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from .errors import UserError
+from mmlavit.errors import UserError
 
 __all__ = ['OverrideAction', 'merge_overrides']
 

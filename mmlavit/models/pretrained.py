@@ -2,10 +2,13 @@
 
 import logging
 import re
+from pathlib import Path
 
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
+
+from mmlavit.errors import UserError
 
 from .layers.attention import is_window_transform
 
@@ -28,8 +31,8 @@ def load_pretrained(
         map_location: Where tensors are put while loading.
 
     Raises:
-        RuntimeError: If the file holds no state dict or the keys do not match; the message lists
-            them.
+        UserError: If the file does not exist or holds no state dict, or the keys do not match; the
+            message lists them.
     """
     source = _read_state_dict(checkpoint, map_location)
     if prefix is None:
@@ -38,7 +41,7 @@ def load_pretrained(
         prefix += '.'
     found = {k.removeprefix(prefix): v for k, v in source.items() if k.startswith(prefix)}
     if not found:
-        raise RuntimeError(
+        raise UserError(
             f'{checkpoint}: no key starts with {prefix!r}. Found {_listing(sorted(source))}'
         )
     target = backbone.state_dict()
@@ -54,7 +57,7 @@ def load_pretrained(
 
     if missing or unexpected or mismatched:
         shapes = [f'{k} {tuple(found[k].shape)} -> {tuple(target[k].shape)}' for k in mismatched]
-        raise RuntimeError(
+        raise UserError(
             f'{checkpoint} does not fit {type(backbone).__name__}:'
             + _paragraph('missing from the file', missing)
             + _paragraph('unexpected in the file', unexpected)
@@ -76,19 +79,23 @@ def load_pretrained(
 def _read_state_dict(checkpoint: str, map_location: str) -> dict[str, Tensor]:
     try:
         content = CheckpointLoader.load_checkpoint(checkpoint, map_location, logger='current')
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise UserError(
+            f'{checkpoint} does not exist, seen from {Path.cwd()}: pre-train first, name another '
+            'file as model.backbone.init_cfg.checkpoint, or set model.backbone.init_cfg=None to '
+            'train from scratch'
+        ) from error
     except Exception as error:
-        raise RuntimeError(f'{checkpoint}: cannot be read as a checkpoint: {error}') from error
+        raise UserError(f'{checkpoint}: cannot be read as a checkpoint: {error}') from error
     state = content.get('state_dict', content) if isinstance(content, dict) else content
     if not isinstance(state, dict):
-        raise RuntimeError(
+        raise UserError(
             f'{checkpoint}: found a {type(state).__name__}, expected a state dict or a dict with '
             "the key 'state_dict'"
         )
     state = {k.removeprefix('module.'): v for k, v in state.items()}
     if not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise RuntimeError(
+        raise UserError(
             f'{checkpoint}: found no state dict but a dict with {_listing(sorted(map(str, state)))}'
         )
     return state

@@ -157,7 +157,7 @@ class LaViT(BaseModule):
         """Load the checkpoint that ``init_cfg`` names; without one, keep the start values.
 
         Raises:
-            RuntimeError: If the checkpoint does not fit.
+            UserError: If the checkpoint does not fit.
         """
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
         pretrained = [c for c in configs if c.get('type') == 'Pretrained']
