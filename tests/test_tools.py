@@ -397,7 +397,7 @@ def test_amp_fits_the_device(wrapper: dict, enable: bool, kind: str, device: str
     TRAIN.set_mixed_precision(cfg, enable, device)
     chosen = cfg.optim_wrapper.to_dict()
     if kind == 'AmpOptimWrapper' and device == 'cpu':
-        assert chosen == dict(type='BFloat16OptimWrapper')
+        assert chosen == dict(type='mmlavit.BFloat16OptimWrapper')
     else:
         assert chosen['type'] == kind
         if kind == 'AmpOptimWrapper':

@@ -14,7 +14,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
-from mmlavit.engine import StrictLoadHook, UserError
+from mmlavit.engine import StrictLoadHook, UserError, add_dataset_check
 from mmlavit.engine.launch import (
     ToolParser,
     build_runner,
@@ -108,6 +108,7 @@ def test(args: Namespace) -> None:
 
     runner = build_runner(cfg)
     runner.register_hook(StrictLoadHook())
+    add_dataset_check(runner)
     if args.amp and get_device() == 'cpu':
         runner.logger.info('Autocast runs in bfloat16.')
     if save_predictions and cfg.default_scope != 'mmseg':

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import find_latest_checkpoint
 
-from mmlavit.engine import StrictLoadHook, UserError
+from mmlavit.engine import StrictLoadHook, UserError, add_dataset_check
 from mmlavit.engine.launch import (
     ToolParser,
     build_runner,
@@ -60,6 +60,7 @@ def train(args: Namespace) -> None:
     if cfg.get('load_from'):
         check_checkpoint(cfg.load_from)
     runner = build_runner(cfg)
+    add_dataset_check(runner)
     if cfg.get('resume'):
         runner.register_hook(StrictLoadHook())
     runner.train()
@@ -76,11 +77,16 @@ def set_mixed_precision(cfg: Config, enable: bool, device: str) -> None:
         device: Type of the device to train on, as ``'cuda'``.
 
     Raises:
-        UserError: If the config has an optimizer wrapper of another kind.
+        UserError: If the config has an optimizer wrapper of another kind, or the model cannot train
+            in bfloat16.
     """
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
-    name = (kind if isinstance(kind, str) else kind.__name__).removeprefix('mmengine.')
+    name = (
+        (kind if isinstance(kind, str) else kind.__name__)
+        .removeprefix('mmengine.')
+        .removeprefix('mmlavit.')
+    )
     if enable:
         if name not in ('OptimWrapper', 'AmpOptimWrapper', 'BFloat16OptimWrapper'):
             raise UserError(
@@ -90,7 +96,12 @@ def set_mixed_precision(cfg: Config, enable: bool, device: str) -> None:
             name = wrapper.type = 'AmpOptimWrapper'
             wrapper.setdefault('loss_scale', 'dynamic')
     if name == 'AmpOptimWrapper' and device == 'cpu':
-        wrapper.type = 'BFloat16OptimWrapper'
+        if cfg.model.get('roi_head'):
+            raise UserError(
+                'mixed precision without a GPU is bfloat16, which RoIAlign of mmcv cannot read: '
+                'train this detector in float32, or on a GPU'
+            )
+        wrapper.type = 'mmlavit.BFloat16OptimWrapper'
         for key in ('loss_scale', 'dtype'):
             wrapper.pop(key, None)
 

@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share: arguments, config, runner and user errors."""
+"""What the tools share: arguments, config, runner and user errors."""
 
 import argparse
 import os
@@ -15,15 +15,18 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .errors import UserError
+from mmlavit.errors import UserError
+
 from .overrides import OverrideAction, merge_overrides
 from .portable_runner import PortableRunner
 
 __all__ = [
+    'LineParser',
     'ToolParser',
     'build_runner',
     'check_checkpoint',
     'load_config',
+    'read_config',
     'require',
     'run_tool',
 ]
@@ -39,8 +42,16 @@ LAUNCHER_VARIABLES = {
 }
 
 
-class ToolParser(argparse.ArgumentParser):
-    """The options that training and testing share; an error takes one line and exit code 2.
+class LineParser(argparse.ArgumentParser):
+    """A parser whose errors take one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one message and exit with code 2."""
+        self.exit(2, f'{self.prog}: error: {message}\n')
+
+
+class ToolParser(LineParser):
+    """The options that training and testing share.
 
     Args:
         description: First line of the help.
@@ -76,13 +87,9 @@ class ToolParser(argparse.ArgumentParser):
             '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS
         )
 
-    def error(self, message: str) -> NoReturn:
-        """Print one message and exit with code 2."""
-        self.exit(2, f'{self.prog}: error: {message}\n')
-
 
 def run_tool(
-    parser: ToolParser, tool: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
+    parser: LineParser, tool: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
 ) -> None:
     """Parse the arguments and run a tool, reporting a :class:`UserError` without a traceback.
 
@@ -92,7 +99,7 @@ def run_tool(
         argv: Arguments, ``sys.argv[1:]`` if None.
     """
     args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    os.environ.setdefault('LOCAL_RANK', str(getattr(args, 'local_rank', 0)))
     try:
         tool(args)
     except UserError as error:
@@ -117,27 +124,42 @@ def load_config(args: argparse.Namespace) -> Config:
             f'--launcher {args.launcher}: {variable} is not set, so no such launcher started this '
             'process; use the scripts dist_*.sh and slurm_*.sh'
         )
-    if not Path(args.config).is_file():
-        raise UserError(f'config file {args.config!r} does not exist')
-    try:
-        cfg = Config.fromfile(args.config)
-    except (ConfigParsingError, ImportError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f'config file {args.config!r} cannot be read: {error}') from error
-    merge_overrides(cfg, args.cfg_options or {})
-    scope = cfg.get('default_scope')
-    if scope not in TOOLBOXES:
-        raise UserError(
-            f'{args.config}: default_scope is {scope!r}, expected one of {", ".join(TOOLBOXES)}'
-        )
-    if find_spec(scope) is None:
-        raise UserError(f'{args.config}: default_scope is {scope!r}, which is not installed')
+    cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = (
         args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     )
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name):
-            _set_dataloader(cfg[name], scope, args)
+            _set_dataloader(cfg[name], cfg.default_scope, args)
+    return cfg
+
+
+def read_config(path: str, overrides: dict[str, Any] | None) -> Config:
+    """Read a config of one of the toolboxes.
+
+    Args:
+        path: The config file.
+        overrides: What ``--cfg-options`` gave.
+
+    Raises:
+        UserError: If the config cannot be read, is for none of the toolboxes, or an override leads
+            nowhere.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'config file {path!r} does not exist')
+    try:
+        cfg = Config.fromfile(path)
+    except (ConfigParsingError, ImportError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f'config file {path!r} cannot be read: {error}') from error
+    merge_overrides(cfg, overrides or {})
+    scope = cfg.get('default_scope')
+    if scope not in TOOLBOXES:
+        raise UserError(
+            f'{path}: default_scope is {scope!r}, expected one of {", ".join(TOOLBOXES)}'
+        )
+    if find_spec(scope) is None:
+        raise UserError(f'{path}: default_scope is {scope!r}, which is not installed')
     return cfg
 
 

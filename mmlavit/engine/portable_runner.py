@@ -9,10 +9,12 @@ from mmengine.dist import is_distributed
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
+from mmlavit.errors import UserError
 from mmlavit.registry import RUNNERS
 
-from .errors import UserError
+from .dataset_checks import check_samples, explain_empty
 
 __all__ = ['PortableRunner']
 
@@ -51,6 +53,34 @@ class PortableRunner(Runner):
             timeout = None if seconds is None else timedelta(seconds=seconds)
             dist.init_process_group('gloo', timeout=timeout)
         super().setup_env(env_cfg)
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict[str, Any],
+        seed: int | None = None,
+        diff_rank_seed: bool = False,
+    ) -> DataLoader:
+        """Build a dataloader.
+
+        Args:
+            dataloader: As ``Runner`` takes it.
+            seed: As ``Runner`` takes it.
+            diff_rank_seed: As ``Runner`` takes it.
+
+        Raises:
+            UserError: If a dataset has no samples. A hook would come too late: the infinite sampler
+                looks for an index forever.
+        """
+        try:
+            built = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        except ValueError:
+            # mmengine cannot serialize an empty list.
+            if isinstance(dataloader, dict):
+                explain_empty(dataloader['dataset'])
+            raise
+        if hasattr(built.dataset, '__len__') and not len(built.dataset):
+            check_samples(built.dataset)
+        return built
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Wrap the model for distributed execution.

@@ -8,12 +8,11 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from mmlavit.errors import UserError
 from mmlavit.models.layers import is_window_transform
 from mmlavit.registry import HOOKS
 
-from ..errors import UserError
-
-__all__ = ['StrictLoadHook']
+__all__ = ['StrictLoadHook', 'check_belongs']
 
 LISTED_KEYS = 10
 
@@ -42,20 +41,31 @@ class StrictLoadHook(Hook):
             UserError: If the checkpoint does not belong to the model; the message names the file
                 and the first keys of every kind.
         """
-        if not isinstance(checkpoint, dict):
-            raise UserError(
-                f'{runner._load_from} holds a {type(checkpoint).__name__}, expected a state dict'
-            )
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        state_dict = checkpoint.get('state_dict', checkpoint)
-        differences = _differences(model, state_dict)
-        if differences:
-            raise UserError(
-                f'{runner._load_from} does not belong to this {type(model).__name__}:\n'
-                + '\n'.join(differences)
-            )
+        check_belongs(checkpoint, model, runner._load_from)
+
+
+def check_belongs(checkpoint: Any, model: nn.Module, source: str) -> None:
+    """Compare the keys and shapes of a checkpoint with those of a model.
+
+    Args:
+        checkpoint: What a file holds.
+        model: The model that it should belong to.
+        source: What the message calls the file.
+
+    Raises:
+        UserError: If the checkpoint does not belong to the model; the message names the file and
+            the first keys of every kind.
+    """
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{source} holds a {type(checkpoint).__name__}, expected a state dict')
+    differences = _differences(model, checkpoint.get('state_dict', checkpoint))
+    if differences:
+        raise UserError(
+            f'{source} does not belong to this {type(model).__name__}:\n' + '\n'.join(differences)
+        )
 
 
 def _differences(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,79 @@
+"""Stops a run whose datasets are unusable or do not fit the model."""
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
+
+from mmlavit.registry import HOOKS
+
+from ..dataset_checks import (
+    base_datasets,
+    check_heads,
+    check_masks,
+    check_samples,
+    class_heads,
+)
+
+__all__ = ['DatasetCheckHook', 'add_dataset_check']
+
+
+@HOOKS.register_module()
+class DatasetCheckHook(Hook):
+    """Compare the datasets of a run with their files and with the model before it starts.
+
+    The run stops where a dataset is empty, where classes are missing from a COCO annotation file or
+    stand in another order there, where a head has another number of classes, and where masks hold
+    values beyond the classes. Datasets and heads of another make are not checked. tools/train.py
+    and tools/test.py add this hook; configure it as any other::
+
+        custom_hooks = [dict(type='mmlavit.DatasetCheckHook', num_masks=0)]
+
+    Args:
+        num_masks: How many masks of each segmentation dataset are read, evenly spaced.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, num_masks: int = 50) -> None:
+        self.num_masks = num_masks
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the data to train on and to validate on.
+
+        Raises:
+            UserError: If a dataset is unusable or does not fit the model.
+        """
+        self._check(runner, runner.train_loop)
+        self._check(runner, runner.val_loop)
+
+    def before_test(self, runner: Runner) -> None:
+        """Check the data to test on.
+
+        Raises:
+            UserError: If a dataset is unusable or does not fit the model.
+        """
+        self._check(runner, runner.test_loop)
+
+    def _check(self, runner: Runner, loop: BaseLoop | None) -> None:
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        heads = class_heads(model).values()
+        ignored: set[Any] = {head.ignore_index for head in heads if hasattr(head, 'ignore_index')}
+        data = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
+        check_samples(data)
+        for dataset in base_datasets(data):
+            check_heads(model, dataset)
+            check_masks(dataset, ignored or {255}, self.num_masks)
+
+
+def add_dataset_check(runner: Runner) -> None:
+    """Register a :class:`DatasetCheckHook`, unless the config has one.
+
+    Args:
+        runner: The runner.
+    """
+    if not any(isinstance(hook, DatasetCheckHook) for hook in runner.hooks):
+        runner.register_hook(DatasetCheckHook())

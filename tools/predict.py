@@ -1,0 +1,228 @@
+"""Predict images with a model of mmpretrain, mmdet or mmseg.
+
+--out holds for every task
+
+  pictures/         the images, painted with what was predicted
+  predictions.json  what was predicted, by the path of the image below its input folder
+
+where predictions.json is, for
+
+  classification    {image: {"label": index, "class": name, "score": probability}}
+  detection         COCO: "images", "categories" and "annotations", which have "score",
+                    "category_name", "file_name", bbox [x, y, width, height] in pixels, and
+                    segmentation in run lengths where the model has masks. pycocotools opens it
+                    with COCO(file), and reads its "annotations" with loadRes. Identifiers of
+                    categories are 1, 2, ... in the order of the model's classes, those of images
+                    1, 2, ... in the order of "images"; every object is there, whatever its score
+  segmentation      {"classes": names, "palette": colors, "masks": {image: file}}; masks/ holds
+                    PNG files of class indices with the colors of the dataset
+
+Exit code 1: some images could not be read, they are listed; 2: nothing was predicted.
+"""
+
+import json
+import os
+import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.device import get_device
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from mmlavit.engine import UserError
+from mmlavit.engine.checkpoints import read_checkpoint
+from mmlavit.engine.image_files import find_images, read_image
+from mmlavit.engine.launch import LineParser, read_config, run_tool
+from mmlavit.engine.overrides import OverrideAction
+from mmlavit.engine.predictors import build_predictor
+
+Batch = list[tuple[str, np.ndarray]]
+
+
+def build_parser() -> LineParser:
+    """Describe the command line."""
+    parser = LineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file of mmpretrain, mmdet or mmseg')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        'inputs',
+        nargs='+',
+        metavar='IMAGE|FOLDER|GLOB',
+        help='images, folders, searched with their subfolders, or quoted patterns as "a/**/*.jpg"',
+    )
+    parser.add_argument('--out', type=Path, required=True, help='folder of the results, made new')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='write to --out even if there is something in it'
+    )
+    parser.add_argument('--device', help='as cpu or cuda:1, by default a GPU if there is one')
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        default=1,
+        help='images predicted at once, of those in a row that have one size (%(default)s)',
+    )
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='paint objects above this score, detection (%(default)s)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=OverrideAction,
+        metavar='KEY=VALUE',
+        help='override keys of the config, as tools/test.py does',
+    )
+    return parser
+
+
+def predict(args: Namespace) -> None:
+    """Predict as the arguments say.
+
+    Raises:
+        UserError: If the arguments do not fit, files are missing, or the checkpoint does not belong
+            to the model.
+        SystemExit: With code 1, if images could not be read.
+    """
+    if args.batch_size < 1:
+        raise UserError(f'--batch-size: {args.batch_size} is below 1')
+    check_out(args.out, args.overwrite)
+    device = check_device(args.device or get_device())
+    cfg = read_config(args.config, args.cfg_options)
+    images = find_images(args.inputs, [args.out / 'pictures', args.out / 'masks'])
+    checkpoint = read_checkpoint(args.checkpoint)
+    predictor = build_predictor(cfg, args.checkpoint, checkpoint, device, args.out)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out {str(args.out)!r} cannot be made: {error}') from error
+
+    pngs = png_names(images)
+    unreadable: list[str] = []
+    console = Console(file=sys.stderr)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task('Predicting', total=len(images))
+
+        def report(name: str, reason: str) -> None:
+            unreadable.append(name)
+            message = f'{images[name]}: {reason}'
+            progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
+            progress.advance(task)
+
+        for batch in batches(images, args.batch_size, report):
+            samples = predictor.predict([images[name] for name, _ in batch])
+            for (name, pixels), sample in zip(batch, samples, strict=True):
+                predictor.save(name, pngs[name], pixels, sample, args.score_thr)
+            progress.update(task, advance=len(batch))
+
+    predictions = args.out / 'predictions.json'
+    replace_text(predictions, json.dumps(predictor.results, indent=1))
+    count = len(images) - len(unreadable)
+    print(f'{count} of {len(images)} images predicted: {predictions}')
+    if unreadable:
+        print(f'{len(unreadable)} images could not be read', file=sys.stderr)
+        raise SystemExit(1)
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Stop where results would mix with what is there.
+
+    Args:
+        out: Folder of the results.
+        overwrite: Whether the user asked for it.
+
+    Raises:
+        UserError: If ``out`` is no folder, or not empty and not to be overwritten.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f'--out {str(out)!r} is a file, expected a folder')
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise UserError(f'--out {str(out)!r} is not empty; --overwrite replaces results in it')
+
+
+def check_device(name: str) -> str:
+    """Stop where a device does not exist.
+
+    Args:
+        name: As torch calls it.
+
+    Raises:
+        UserError: If torch cannot use it.
+    """
+    try:
+        torch.empty(1, device=name)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'--device {name!r} cannot be used: {reason}') from error
+    return name
+
+
+def png_names(images: Iterable[str]) -> dict[str, str]:
+    """Name the PNG files of images after them, without a clash.
+
+    Args:
+        images: Names of images.
+
+    Returns:
+        ``a.png`` for ``a.jpg``; ``a.jpg.png`` everywhere if that would name two files alike.
+    """
+    names = list(images)
+    short = {name: str(Path(name).with_suffix('.png')) for name in names}
+    if len(set(short.values())) == len(short):
+        return short
+    return {name: f'{name}.png' for name in names}
+
+
+def batches(
+    images: dict[str, Path], size: int, report: Callable[[str, str], None]
+) -> Iterator[Batch]:
+    """Read images, a batch at a time, each of images of one size.
+
+    Args:
+        images: Paths by name.
+        size: Images a batch, at most.
+        report: Called with the name of an image that cannot be read, and the reason.
+    """
+    batch: Batch = []
+    for name, path in images.items():
+        try:
+            pixels = read_image(path)
+        except ValueError as error:
+            report(name, str(error))
+            continue
+        if batch and (len(batch) == size or batch[0][1].shape != pixels.shape):
+            yield batch
+            batch = []
+        batch.append((name, pixels))
+    if batch:
+        yield batch
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file completely or not at all.
+
+    Args:
+        path: The file.
+        text: What it shall hold.
+    """
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    run_tool(build_parser(), predict, argv)
+
+
+if __name__ == '__main__':
+    main()

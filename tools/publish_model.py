@@ -1,0 +1,131 @@
+"""Write the slim, hash-named copy of a checkpoint that is handed to others.
+
+It keeps the weights and the meta information, which names the classes and holds the config, and
+drops what only a resumed training needs: the state of the optimizer, of the schedulers, of the
+logs and of the moving average, whose weights mmengine already keeps as the model's. The name ends
+in the first 8 digits of the file's SHA-256. Publishing a checkpoint again gives the same file.
+"""
+
+import hashlib
+import io
+import os
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmlavit.engine import UserError
+from mmlavit.engine.checkpoints import read_checkpoint
+from mmlavit.engine.launch import LineParser, run_tool
+
+KEPT = ('meta', 'state_dict')
+
+
+def build_parser() -> LineParser:
+    """Describe the command line."""
+    parser = LineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoint', help='checkpoint file, as training wrote it')
+    parser.add_argument('--out', type=Path, help='folder to write to, by default that of the file')
+    return parser
+
+
+def publish(args: Namespace) -> None:
+    """Publish as the arguments say.
+
+    Raises:
+        UserError: If the file is no checkpoint, or the published file cannot be written.
+    """
+    source = Path(args.checkpoint).expanduser()
+    checkpoint = read_checkpoint(str(source))
+    content = serialize(slim(checkpoint))
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    stem = source.stem
+    name = stem if stem.endswith(f'-{digest}') else f'{stem}-{digest}'
+    target = (args.out or source.parent) / f'{name}.pth'
+    written = write_once(target, content)
+
+    meta = checkpoint.get('meta') or {}
+    classes = (meta.get('dataset_meta') or {}).get('classes')
+    dropped = [key for key in checkpoint if key not in KEPT]
+    print(f'kept: state_dict ({len(checkpoint["state_dict"])} entries), meta ({", ".join(meta)})')
+    print(f'classes: {_listing(classes) if classes else "none, the checkpoint does not name them"}')
+    print(f'dropped: {", ".join(dropped) or "nothing"}')
+    print(f'size: {_megabytes(source.stat().st_size)} -> {_megabytes(len(content))}')
+    print(f'{"written" if written else "already there"}: {target}')
+
+
+def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Keep the weights and the meta information.
+
+    Args:
+        checkpoint: What the file holds, tensors on the CPU. Its state dict is changed in place: a
+            tensor that is part of a larger storage gets its own, since a storage is saved whole.
+    """
+    state_dict = checkpoint['state_dict']
+    for key, value in state_dict.items():
+        if isinstance(value, Tensor):
+            shares = value.untyped_storage().nbytes() > value.nbytes
+            state_dict[key] = value.detach().clone() if shares else value.detach()
+    return {'meta': checkpoint.get('meta') or {}, 'state_dict': state_dict}
+
+
+def serialize(checkpoint: dict[str, Any]) -> bytes:
+    """Save a checkpoint to bytes, which unlike a file do not depend on the file's name.
+
+    Args:
+        checkpoint: What to save.
+    """
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    return buffer.getvalue()
+
+
+def write_once(path: Path, content: bytes) -> bool:
+    """Write a file completely or not at all, and never over a different one.
+
+    Args:
+        path: The file; missing folders are made.
+        content: What it shall hold.
+
+    Returns:
+        Whether it was written, False where the same file is already there.
+
+    Raises:
+        UserError: If a different file is there, or the file cannot be written.
+    """
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            if path.is_file() and path.read_bytes() == content:
+                return False
+            raise UserError(f'{str(path)!r} exists and differs from what would be written')
+        try:
+            temporary.write_bytes(content)
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f'{str(path)!r} cannot be written: {error}') from error
+    return True
+
+
+def _listing(names: Sequence[str], most: int = 5) -> str:
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return f'{", ".join(map(str, names[:most]))}{more}'
+
+
+def _megabytes(size: int) -> str:
+    return f'{size / 2**20:.1f} MiB'
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    run_tool(build_parser(), publish, argv)
+
+
+if __name__ == '__main__':
+    main()
