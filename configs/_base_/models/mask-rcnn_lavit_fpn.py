@@ -1,0 +1,18 @@
+# Mask R-CNN with LaViT-small. No weights are published: `checkpoint` is where pre-training leaves
+# its own; init_cfg=None trains from scratch.
+_base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmlavit.LaViT',
+        arch='small',
+        drop_path_rate=0.2,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='work_dirs/lavit-small_8xb128_in1k/epoch_300.pth',
+            prefix='backbone.',
+        ),
+    ),
+    neck=dict(in_channels=[64, 128, 320, 640]),
+)

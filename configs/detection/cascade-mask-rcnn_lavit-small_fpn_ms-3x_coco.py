@@ -1,0 +1,7 @@
+# Cascade Mask R-CNN, LaViT-small, COCO: 36 epochs with multi-scale crops, 8 GPUs x 2 = 16 images.
+_base_ = [
+    '../_base_/models/cascade-mask-rcnn_lavit_fpn.py',
+    '../_base_/datasets/coco_instance_ms-crop.py',
+    '../_base_/schedules/coco_adamw_3x.py',
+    'mmdet::_base_/default_runtime.py',
+]

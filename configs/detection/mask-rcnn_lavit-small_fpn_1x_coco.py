@@ -1,0 +1,7 @@
+# Mask R-CNN, LaViT-small, COCO: 12 epochs, 8 GPUs x 2 = 16 images.
+_base_ = [
+    '../_base_/models/mask-rcnn_lavit_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '../_base_/schedules/coco_adamw_1x.py',
+    'mmdet::_base_/default_runtime.py',
+]

@@ -1,0 +1,7 @@
+# RetinaNet, LaViT-small, COCO: 12 epochs, 8 GPUs x 2 = 16 images. The paper reports 46.7 AP.
+_base_ = [
+    '../_base_/models/retinanet_lavit_fpn.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_adamw_1x.py',
+    'mmdet::_base_/default_runtime.py',
+]

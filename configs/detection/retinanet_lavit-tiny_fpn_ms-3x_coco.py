@@ -1,0 +1,11 @@
+# The paper reports 48.4 AP.
+_base_ = './retinanet_lavit-small_fpn_ms-3x_coco.py'
+
+model = dict(
+    backbone=dict(
+        arch='tiny',
+        drop_path_rate=0.1,
+        init_cfg=dict(checkpoint='work_dirs/lavit-tiny_8xb128_in1k/epoch_300.pth'),
+    ),
+    neck=dict(in_channels=[128, 320, 512]),
+)

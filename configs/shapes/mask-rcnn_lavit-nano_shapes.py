@@ -1,0 +1,35 @@
+# Quick start: Mask R-CNN with LaViT-nano on Shapes, 400 images of 160x160 px. About 4 minutes on 2
+# CPU cores. The backbone starts from the Shapes classifier: train lavit-nano_shapes-cls.py first.
+_base_ = [
+    '../_base_/models/mask-rcnn_lavit_fpn.py',
+    '../_base_/datasets/shapes_coco.py',
+    '../_base_/schedules/shapes_detection.py',
+    'mmdet::_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='nano',
+        drop_path_rate=0.0,
+        init_cfg=dict(checkpoint='work_dirs/lavit-nano_shapes-cls/epoch_8.pth'),
+    ),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
+    rpn_head=dict(
+        in_channels=64,
+        feat_channels=64,
+        anchor_generator=dict(scales=[4]),  # shapes are 20 to 64 px wide
+    ),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=3),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=3),
+    ),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=500, max_per_img=100),
+        rcnn=dict(sampler=dict(num=32)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=100), rcnn=dict(max_per_img=20)),
+)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))

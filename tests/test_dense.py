@@ -1,0 +1,169 @@
+"""The dense path: transfer by value, layouts, odd sizes and training options."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from mmlavit.engine.launch import build_runner
+from mmlavit.models import LaViT
+from mmlavit.models.layers import resize_transform
+
+CONFIGS = {
+    'mmdet': ROOT / 'configs/shapes/mask-rcnn_lavit-nano_shapes.py',
+    'mmseg': ROOT / 'configs/shapes/upernet_lavit-nano_shapes.py',
+}
+dense = pytest.mark.parametrize('toolbox', CONFIGS)
+
+
+def load(toolbox, shapes, tmp_path):
+    cfg = Config.fromfile(CONFIGS[toolbox])
+    cfg.work_dir = str(tmp_path / 'work')
+    cfg.launcher = 'none'
+    cfg.model.backbone.init_cfg = None
+    layout = {'mmdet': 'coco', 'mmseg': 'ade20k'}[toolbox]
+    for name in ('train', 'val', 'test'):
+        loader = cfg[f'{name}_dataloader']
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+        loader.dataset.update(data_root=str(shapes / layout), indices=2)
+    if toolbox == 'mmdet':
+        annotations = str(shapes / 'coco/annotations/instances_val2017.json')
+        cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = annotations
+        cfg.train_cfg.update(max_epochs=1, val_interval=1)
+    else:
+        cfg.train_cfg.update(max_iters=1, val_interval=1)
+        cfg.default_hooks.checkpoint.interval = 1
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory):
+    """A checkpoint as classification leaves it, every tensor away from its start value."""
+    backbone = LaViT('nano', out_indices=(3,))
+    with torch.no_grad():
+        for param in backbone.parameters():
+            param.add_(0.01 * torch.randn_like(param))
+    state = {f'backbone.{k}': v for k, v in backbone.state_dict().items()}
+    path = tmp_path_factory.mktemp('classifier') / 'cls.pth'
+    torch.save({'meta': {}, 'state_dict': state | {'head.fc.weight': torch.zeros(3, 256)}}, path)
+    return path, backbone.state_dict()
+
+
+@dense
+@pytest.mark.parametrize('window_size', [7, 5])
+def test_the_running_model_starts_from_the_checkpoint(
+    toolbox, window_size, classifier, shapes, tmp_path
+):
+    path, state = classifier
+    cfg = load(toolbox, shapes, tmp_path)
+    cfg.model.backbone.update(
+        window_size=window_size,
+        init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix='backbone.'),
+    )
+    cfg.optim_wrapper.optimizer.update(lr=0.0)  # what trains is what was loaded
+    runner = build_runner(cfg)
+    runner.train()
+    running = runner.model.backbone.state_dict()
+    for name, value in state.items():
+        if value.shape != running[name].shape:
+            value = resize_transform(value, window_size**2)
+        torch.testing.assert_close(running[name], value, rtol=0, atol=0)
+
+
+@dense
+@pytest.mark.parametrize(
+    'options', [{'frozen_stages': 2, 'with_cp': True}, {'out_indices': (1, 2, 3)}], ids=str
+)
+def test_options_train_with_amp_and_the_diagonality_loss(toolbox, options, shapes, tmp_path):
+    cfg = load(toolbox, shapes, tmp_path)
+    cfg.model.backbone.update(options)
+    if 'out_indices' in options:
+        channels = [64, 128, 256]
+        if toolbox == 'mmdet':
+            cfg.model.neck.update(in_channels=channels, num_outs=4)
+            cfg.model.rpn_head.anchor_generator.strides = [8, 16, 32, 64]
+            for name in ('bbox_roi_extractor', 'mask_roi_extractor'):
+                cfg.model.roi_head[name].featmap_strides = [8, 16, 32]
+        else:
+            cfg.model.decode_head.update(in_channels=channels, in_index=[0, 1, 2])
+            cfg.model.auxiliary_head.in_index = 1
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    elif toolbox == 'mmseg':  # mmcv's RoIAlign knows no bfloat16 on a CPU
+        cfg.optim_wrapper.type = 'mmlavit.BFloat16OptimWrapper'
+    cfg.custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]
+    runner = build_runner(cfg)
+    before = {k: v.clone() for k, v in runner.model.backbone.state_dict().items()}
+    runner.train()
+    assert math.isfinite(runner.message_hub.get_scalar('train/loss').current())
+    assert runner.message_hub.get_scalar('train/loss_dp').current() > 0
+    for name, value in runner.model.backbone.state_dict().items():
+        if name.startswith(('stages.0.', 'stages.1.')) and 'frozen_stages' in options:
+            assert torch.equal(value, before[name]), name
+    assert not torch.equal(
+        runner.model.backbone.stages[2].embed.proj.weight, before['stages.2.embed.proj.weight']
+    )
+
+
+def build(toolbox):
+    cfg = Config.fromfile(CONFIGS[toolbox])
+    cfg.model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope(toolbox):
+        return MODELS.build(cfg.model)
+
+
+def test_roi_align_reads_real_fpn_outputs_as_torchvision_does():
+    """mmcv's RoIAlign reads raw memory: maps that are not contiguous NCHW come out as garbage."""
+    model = build('mmdet').eval()
+    with torch.no_grad():
+        levels = model.neck(model.backbone(torch.randn(2, 3, 96, 160)))
+    extractor = model.roi_head.bbox_roi_extractor
+    boxes = torch.tensor([[0, 3.0, 5, 60, 70], [1, 20, 10, 150, 90]])
+    for level, layer in zip(levels, extractor.roi_layers, strict=False):
+        expected = torchvision.ops.roi_align(
+            level.contiguous(), boxes, (7, 7), layer.spatial_scale, layer.sampling_ratio,
+            aligned=layer.aligned,
+        )  # fmt: skip
+        torch.testing.assert_close(layer(level, boxes), expected, rtol=1e-4, atol=1e-4)
+
+
+@dense
+@pytest.mark.parametrize('size', [(333, 1333), (75, 50), (33, 400)])
+def test_odd_and_very_wide_images_train_and_test(toolbox, size, shapes, tmp_path):
+    cfg = load(toolbox, shapes, tmp_path)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.batch_size = 1
+        loader.dataset.indices = 1
+        pipeline = loader.dataset.pipeline
+        pipeline[:] = [step for step in pipeline if step['type'] != 'Resize']
+        # in training the annotations are resized too, in validation they stay as they are
+        position = 2 if loader is cfg.train_dataloader else 1
+        pipeline.insert(position, dict(type='Resize', scale=size[::-1], keep_ratio=False))
+    if toolbox == 'mmseg':
+        cfg.model.data_preprocessor.update(size=None, size_divisor=1)
+        cfg.model.data_preprocessor.test_cfg = dict(size_divisor=1)
+        # batch statistics of one image: the coarsest pooling leaves a single value a channel
+        cfg.model.decode_head.norm_cfg = dict(type='GN', num_groups=8)
+    runner = build_runner(cfg)
+    runner.train()
+    assert math.isfinite(runner.message_hub.get_scalar('train/loss').current())
+
+
+@dense
+def test_sync_bn_is_converted_outside_a_process_group(toolbox, shapes, tmp_path):
+    cfg = load(toolbox, shapes, tmp_path)
+    norm_cfg = dict(type='SyncBN', requires_grad=True)
+    if toolbox == 'mmdet':
+        cfg.model.neck.norm_cfg = norm_cfg
+    else:
+        cfg.model.decode_head.norm_cfg = norm_cfg
+        cfg.model.auxiliary_head.norm_cfg = norm_cfg
+    runner = build_runner(cfg)
+    runner.train()
+    assert not [m for m in runner.model.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert 'SyncB' in log

@@ -1,0 +1,178 @@
+"""The configs of docs/your_own_data.md, letter by letter, on small data of their kind."""
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+
+PAGE = ROOT / 'docs/your_own_data.md'
+CONFIGS = dict(re.findall(r'^```python\n# (\w+\.py)\n(.*?)^```', PAGE.read_text(), re.M | re.S))
+
+# A nano model, small images and few proposals; everything else is the page's.
+LOADERS = [
+    f'{split}_dataloader.{option}'
+    for split in ('train', 'val', 'test')
+    for option in ('num_workers=0', 'persistent_workers=False')
+]
+DETECTION = [
+    'model.backbone.arch=nano',
+    'model.neck.in_channels=[32,64,128,256]',
+    'model.roi_head.bbox_head.fc_out_channels=16',
+    'model.roi_head.mask_head.num_convs=1',
+    'model.train_cfg.rpn_proposal.max_per_img=50',
+    'model.train_cfg.rcnn.sampler.num=16',
+    'model.test_cfg.rpn.max_per_img=50',
+    'model.test_cfg.rcnn.max_per_img=5',
+    'train_cfg.max_epochs=1',
+    'train_dataloader.batch_size=4',
+    'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+    *(f'{split}_dataloader.dataset.pipeline.1.scale=(96,96)' for split in ('val', 'test')),
+    *LOADERS,
+]
+SEGMENTATION = [
+    'model.backbone.arch=nano',
+    'model.data_preprocessor.size=(64,64)',
+    'model.decode_head.in_channels=[32,64,128,256]',
+    'model.decode_head.channels=16',
+    'model.auxiliary_head.in_channels=128',
+    'model.auxiliary_head.channels=16',
+    'train_cfg.max_iters=1',
+    'train_cfg.val_interval=1',
+    'default_hooks.checkpoint.interval=1',
+    'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+    'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+    *(f'{split}_dataloader.dataset.pipeline.1.scale=(96,96)' for split in ('val', 'test')),
+    *LOADERS,
+]
+
+
+def tool(name):
+    spec = importlib.util.spec_from_file_location(f'own_{name}', ROOT / f'tools/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory, shapes):
+    """A checkout as the page describes it: the configs in its root, and both kinds of data."""
+    root = tmp_path_factory.mktemp('checkout')
+    (root / 'configs').symlink_to(ROOT / 'configs')
+    for name, text in CONFIGS.items():
+        (root / name).write_text(text)
+    for split, folder in (('train', 'training'), ('val', 'validation')):
+        for kind, source in (('images', 'images'), ('masks', 'annotations')):
+            shutil.copytree(
+                shapes / 'ade20k' / source / folder, root / 'data/streets' / kind / split
+            )
+        shutil.copytree(shapes / f'coco/{split}2017', root / 'data/parts' / split)
+        file = shapes / f'coco/annotations/instances_{split}2017.json'
+        annotations = json.loads(file.read_text())
+        names = ('bolt', 'nut', 'screw', 'washer')
+        # ids as many tools write them: neither from 0 nor without gaps
+        annotations['categories'] = [{'id': 10 * i + 5, 'name': n} for i, n in enumerate(names)]
+        for i, annotation in enumerate(annotations['annotations']):
+            annotation['category_id'] = 10 * (i % 4) + 5
+        (root / f'data/parts/{split}.json').write_text(json.dumps(annotations))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def isolated(checkout, monkeypatch):
+    """Work in the checkout, and leave no default scope, logger or variable behind."""
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    yield
+    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer):
+        manager._instance_dict.clear()
+
+
+def stops(capsys, name, *argv):
+    """The one line with which a tool stops."""
+    with pytest.raises(SystemExit) as exit_info:
+        tool(name)(argv)
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    return error[error.index('error: ') + 7 :].strip()
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'checkpoint', 'metric', 'classes'),
+    [
+        ('my_parts.py', DETECTION, 'epoch_1.pth', 'coco/segm_mAP', 'bolt nut screw washer'),
+        ('my_streets.py', SEGMENTATION, 'iter_1.pth', 'mIoU', 'background road building tree'),
+    ],
+)
+def test_config_of_the_page_trains_and_evaluates(
+    name, options, checkpoint, metric, classes, capsys
+):
+    """The block trains a step, validates, and its checkpoint evaluates to a finite number."""
+    tool('train')([name, '--cfg-options', *options])
+    assert f'{metric}: ' in capsys.readouterr().out
+    path = f'work_dirs/{Path(name).stem}/{checkpoint}'
+    meta = torch.load(path, weights_only=False)['meta']
+    assert meta['iter'] == 1
+    assert list(meta['dataset_meta']['classes']) == classes.split()
+    tool('test')([name, path, '--cfg-options', *options])
+    report = Path(capsys.readouterr().out.rpartition('Metrics: ')[2].strip())
+    assert 0 <= json.loads(report.read_text())[metric] <= 100
+
+
+PARTS = "train_dataloader.dataset.metainfo.classes=('bolt','nut','screw','washer')"
+STREETS = 'train_dataloader.dataset.data_prefix.seg_map_path=masks/{}'
+MISTAKES = {
+    'a class that the annotation file lacks': (
+        'my_parts.py', PARTS.replace('washer', 'washers')),
+    'classes in another order': ('my_parts.py', PARTS.replace("'bolt','nut'", "'nut','bolt'")),
+    'one class without the comma': ('my_parts.py', PARTS.split('=')[0] + '=bolt'),
+    'a head with another number': ('my_streets.py', 'model.decode_head.num_classes=150'),
+    'no samples': ('my_streets.py', 'train_dataloader.dataset.img_suffix=.jpg'),
+    'mask values beyond': ('my_streets.py', STREETS.format('beyond')),
+    'a colour image as a mask': ('my_streets.py', STREETS.format('colour')),
+    'an image without a mask': ('my_streets.py', STREETS.format('missing')),
+    'dataset and pipeline disagree': (
+        'my_streets.py', 'train_dataloader.dataset.pipeline.1.reduce_zero_label=True'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_mistake_of_the_page_ends_in_its_message(mistake, checkout, shapes, capsys):
+    """The table quotes the messages as they are, but for the names of the masks' folders."""
+    name, option = MISTAKES[mistake]
+    masks = sorted((checkout / 'data/streets/masks/train').iterdir())
+    for folder, change in (
+        ('beyond', lambda mask: mask * 0 + 4),
+        ('colour', lambda mask: cv2.cvtColor(mask, cv2.COLOR_GRAY2BGR)),
+    ):
+        (masks[0].parents[1] / folder).mkdir(exist_ok=True)
+        for path in masks:
+            mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            cv2.imwrite(str(path.parents[1] / folder / path.name), change(mask))
+    options = DETECTION if name == 'my_parts.py' else SEGMENTATION
+    found = stops(capsys, 'train', name, '--cfg-options', *options, option)
+    row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f'| {mistake}'))
+    expected = row.split('`')[1]
+    folder = option.rpartition('/')[2] if '/' in option else 'train'
+    for old, new in ((f'masks/{folder}', 'masks/train'), (masks[0].stem, 'a')):
+        found = found.replace(old, new)
+    assert found == expected
+
+
+def test_page_is_tested_in_full():
+    """Both blocks and every row of the table are found."""
+    table = PAGE.read_text().partition('| what is wrong | message |\n|---|---|\n')[2]
+    rows = [line for line in table.splitlines() if line.startswith('|')]
+    assert len(rows) == len(MISTAKES)
+    assert list(CONFIGS) == ['my_parts.py', 'my_streets.py']
+    for name in CONFIGS:
+        assert Config.fromfile(name).model.backbone.type == 'mmlavit.LaViT'
