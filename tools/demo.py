@@ -1,0 +1,136 @@
+"""Run the main job on the built-in Shapes data: pre-train, transfer, detect, segment.
+
+Every step is a command that a user would type; the demo prints it before running it. It ends with
+one table and with pictures of the predictions beside the ground truth.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import mmcv
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Task(NamedTuple):
+    """One row of the demo.
+
+    Attributes:
+        title: What the table calls it.
+        config: Config below ``configs/shapes``.
+        metrics: Name in the table, key in the metrics file and factor to percent.
+    """
+
+    title: str
+    config: str
+    metrics: tuple[tuple[str, str, float], ...]
+
+
+TASKS = (
+    Task('classification', 'lavit-nano_shapes-cls.py', (('top-1', 'accuracy/top1', 1),)),
+    Task(
+        'detection',
+        'mask-rcnn_lavit-nano_shapes.py',
+        (('box AP', 'coco/bbox_mAP', 100), ('mask AP', 'coco/segm_mAP', 100)),
+    ),
+    Task('segmentation', 'upernet_lavit-nano_shapes.py', (('mIoU', 'mIoU', 1),)),
+)
+
+
+def run(*command: object) -> float:
+    """Run one of the tools and return its minutes; stop the demo where it fails.
+
+    Args:
+        command: A file under ``tools/`` and its arguments.
+
+    Raises:
+        SystemExit: If the command fails, with its exit code.
+    """
+    words = [str(word) for word in command]
+    print('\n$ python ' + ' '.join(words), flush=True)
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return (time.monotonic() - start) / 60
+
+
+def read_metrics(work_dir: Path) -> dict[str, float]:
+    """Read what the last test in a work directory measured.
+
+    Args:
+        work_dir: Where ``tools/test.py`` wrote its logs.
+    """
+    newest = max(work_dir.glob('*/*.json'), key=lambda path: path.parent.name)
+    return json.loads(newest.read_text())
+
+
+def contact_sheet(folder: Path, out: Path, count: int = 12, columns: int = 4) -> None:
+    """Put pictures of a folder, spread evenly over it, side by side.
+
+    Args:
+        folder: Searched for PNG files of one size, also below it.
+        out: File to write.
+        count: Pictures on the sheet.
+        columns: Pictures a row.
+    """
+    paths = sorted(folder.rglob('*.png'))
+    paths = paths[:: max(1, len(paths) // count)][:count]
+    pictures = [np.pad(mmcv.imread(str(path)), ((4, 4), (4, 4), (0, 0))) for path in paths]
+    rows = [np.hstack(pictures[i : i + columns]) for i in range(0, count, columns)]
+    mmcv.imwrite(np.vstack(rows), str(out))
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=ROOT / 'work_dirs/demo',
+        help='logs, checkpoints and pictures go here',
+    )
+    work_dir = parser.parse_args().work_dir.resolve()
+
+    start = time.monotonic()
+    run('tools/make_shapes.py', '--out', 'data/shapes', '--seed', 0)
+    table = Table(title='LaViT-nano on unseen Shapes, in percent')
+    for column in ('task', 'metric', 'value', 'minutes of training'):
+        table.add_column(column)
+    transfer: tuple[str, ...] = ()
+    sheets = []
+    for task in TASKS:
+        config, folder = f'configs/shapes/{task.config}', work_dir / task.title
+        minutes = run('tools/train.py', config, '--work-dir', folder, *transfer)
+        checkpoint = (folder / 'last_checkpoint').read_text()
+        if not transfer:
+            transfer = ('--cfg-options', f'model.backbone.init_cfg.checkpoint={checkpoint}')
+        tested, pictures = folder / 'test', folder / 'pictures'
+        run(
+            *('tools/test.py', config, checkpoint),
+            *('--work-dir', tested, '--show-dir', pictures),
+        )
+        sheets.append(work_dir / f'{task.title}.png')
+        contact_sheet(pictures, sheets[-1])
+        metrics = read_metrics(tested)
+        for i, (name, key, factor) in enumerate(task.metrics):
+            spent = '' if i else f'{minutes:.1f}'
+            table.add_row('' if i else task.title, name, f'{factor * metrics[key]:.1f}', spent)
+
+    console = Console()
+    console.print(table)
+    console.print(f'{(time.monotonic() - start) / 60:.1f} minutes in all', highlight=False)
+    for sheet in sheets:
+        console.print(f'Pictures: {sheet}', soft_wrap=True, highlight=False)
+
+
+if __name__ == '__main__':
+    main()
