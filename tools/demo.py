@@ -98,32 +98,46 @@ def main() -> None:
         default=ROOT / 'work_dirs/demo',
         help='logs, checkpoints and pictures go here',
     )
-    work_dir = parser.parse_args().work_dir.resolve()
+    parser.add_argument(
+        '--from-scratch',
+        action='store_true',
+        help='also train the detector and the segmentor without the checkpoint, to see its gain',
+    )
+    args = parser.parse_args()
+    work_dir = args.work_dir.resolve()
 
     start = time.monotonic()
     run('tools/make_shapes.py', '--out', 'data/shapes', '--seed', 0)
     table = Table(title='LaViT-nano on unseen Shapes, in percent')
     for column in ('task', 'metric', 'value', 'minutes of training'):
         table.add_column(column)
-    transfer: tuple[str, ...] = ()
+    classifier = ''
     sheets = []
-    for task in TASKS:
-        config, folder = f'configs/shapes/{task.config}', work_dir / task.title
-        minutes = run('tools/train.py', config, '--work-dir', folder, *transfer)
+    tasks = [(task, False) for task in TASKS]
+    if args.from_scratch:
+        tasks += [(task, True) for task in TASKS[1:]]
+    for task, from_scratch in tasks:
+        title = f'{task.title} from scratch' if from_scratch else task.title
+        config, folder = f'configs/shapes/{task.config}', work_dir / title.replace(' ', '_')
+        options: tuple[str, ...] = ()
+        if from_scratch:
+            options = ('--cfg-options', 'model.backbone.init_cfg=None')
+        elif classifier:
+            options = ('--cfg-options', f'model.backbone.init_cfg.checkpoint={classifier}')
+        minutes = run('tools/train.py', config, '--work-dir', folder, *options)
         checkpoint = (folder / 'last_checkpoint').read_text()
-        if not transfer:
-            transfer = ('--cfg-options', f'model.backbone.init_cfg.checkpoint={checkpoint}')
+        classifier = classifier or checkpoint
         tested, pictures = folder / 'test', folder / 'pictures'
         run(
             *('tools/test.py', config, checkpoint),
             *('--work-dir', tested, '--show-dir', pictures),
         )
-        sheets.append(work_dir / f'{task.title}.png')
+        sheets.append(work_dir / f'{folder.name}.png')
         contact_sheet(pictures, sheets[-1])
         metrics = read_metrics(tested)
         for i, (name, key, factor) in enumerate(task.metrics):
             spent = '' if i else f'{minutes:.1f}'
-            table.add_row('' if i else task.title, name, f'{factor * metrics[key]:.1f}', spent)
+            table.add_row('' if i else title, name, f'{factor * metrics[key]:.1f}', spent)
 
     console = Console()
     console.print(table)

@@ -3,6 +3,8 @@
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
 model = dict(
+    # any size will do: padding a single image would only put empty tokens into its windows
+    data_preprocessor=dict(pad_size_divisor=1),
     backbone=dict(
         _delete_=True,
         type='mmlavit.LaViT',
