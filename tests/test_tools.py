@@ -393,7 +393,7 @@ def test_bfloat16_wrapper_needs_no_accelerator() -> None:
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_amp_fits_the_device(wrapper: dict, enable: bool, kind: str, device: str) -> None:
     """AmpOptimWrapper, which only runs on accelerators, is never chosen for a CPU."""
-    cfg = Config(dict(optim_wrapper=wrapper))
+    cfg = Config(dict(model=dict(type='ImageClassifier'), optim_wrapper=wrapper))
     TRAIN.set_mixed_precision(cfg, enable, device)
     chosen = cfg.optim_wrapper.to_dict()
     if kind == 'AmpOptimWrapper' and device == 'cpu':
@@ -402,6 +402,13 @@ def test_amp_fits_the_device(wrapper: dict, enable: bool, kind: str, device: str
         assert chosen['type'] == kind
         if kind == 'AmpOptimWrapper':
             assert chosen['loss_scale'] == wrapper.get('loss_scale', 'dynamic')
+
+
+def test_amp_of_a_detector_with_roi_align_needs_a_gpu() -> None:
+    """mmcv's RoIAlign cannot read bfloat16, so the run stops before it starts."""
+    cfg = Config(dict(model=dict(roi_head=dict(type='StandardRoIHead')), optim_wrapper=dict()))
+    with pytest.raises(UserError, match='without a GPU is bfloat16, which RoIAlign'):
+        TRAIN.set_mixed_precision(cfg, True, 'cpu')
 
 
 @pytest.mark.parametrize(

@@ -72,5 +72,9 @@ param_scheduler = [
 auto_scale_lr = dict(base_batch_size=32)
 
 custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(
+    logger=dict(interval=10),
+    checkpoint=dict(max_keep_ckpts=1),
+    visualization=dict(rescale_factor=3),
+)
 randomness = dict(seed=0)

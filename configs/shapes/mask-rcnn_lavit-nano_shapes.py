@@ -1,4 +1,4 @@
-# Quick start: Mask R-CNN with LaViT-nano on Shapes, 400 images of 160x160 px. About 4 minutes on 2
+# Quick start: Mask R-CNN with LaViT-nano on Shapes, 400 images of 160x160 px. About 6 minutes on 2
 # CPU cores. The backbone starts from the Shapes classifier: train lavit-nano_shapes-cls.py first.
 _base_ = [
     '../_base_/models/mask-rcnn_lavit_fpn.py',
@@ -32,4 +32,8 @@ model = dict(
     ),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=100), rcnn=dict(max_per_img=20)),
 )
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(
+    logger=dict(interval=10),
+    checkpoint=dict(max_keep_ckpts=1),
+    visualization=dict(score_thr=0.5),
+)
