@@ -9,6 +9,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from mmlavit.engine import UserError
 from mmlavit.engine.launch import build_runner
 from mmlavit.models import LaViT
 from mmlavit.models.layers import resize_transform
@@ -72,6 +73,22 @@ def test_the_running_model_starts_from_the_checkpoint(
         if value.shape != running[name].shape:
             value = resize_transform(value, window_size**2)
         torch.testing.assert_close(running[name], value, rtol=0, atol=0)
+
+
+@dense
+def test_a_checkpoint_that_does_not_fit_stops_before_the_data_is_read(
+    toolbox, classifier, shapes, tmp_path
+):
+    path, _ = classifier
+    cfg = load(toolbox, shapes, tmp_path)
+    cfg.model.backbone.update(
+        arch=dict(channels=(32, 64, 128, 256), depths=(1, 2, 3, 1), va_layers=(1, 1, 1, 1),
+                  head_width=32),
+        init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix='backbone.'),
+    )  # fmt: skip
+    cfg.train_dataloader.dataset.update(data_root='nowhere', ann_file='nothing.json')
+    with pytest.raises(UserError, match=r'missing from the file: .*stages\.2\.blocks\.2'):
+        build_runner(cfg).train()
 
 
 @dense

@@ -6,8 +6,8 @@ from typing import Any
 import torch.distributed as dist
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
-from mmengine.model import revert_sync_batchnorm
-from mmengine.runner import Runner
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -53,6 +53,22 @@ class PortableRunner(Runner):
             timeout = None if seconds is None else timedelta(seconds=seconds)
             dist.init_process_group('gloo', timeout=timeout)
         super().setup_env(env_cfg)
+
+    def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        """Initialize the weights, then build the loop and with it the datasets.
+
+        A checkpoint that does not fit stops the run before the data is read.
+
+        Args:
+            loop: As ``Runner`` takes it.
+        """
+        self._init_model_weights()
+        return super().build_train_loop(loop)
+
+    def _init_model_weights(self) -> None:
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        if not getattr(model, 'is_init', False):
+            super()._init_model_weights()
 
     @staticmethod
     def build_dataloader(
