@@ -176,6 +176,23 @@ def test_a_window_as_large_as_the_map_is_global(window, is_global):
     assert bool(difference[0, -1, -1].any()) == is_global
 
 
+def test_logits_travel_as_the_paper_says():
+    """The first VA layer starts from the residual, later ones from nothing, LA from its forerunner."""
+    stage = random_transforms(LaViT(DEEP)).stages[2]  # two VA, then two LA layers
+    seen = []
+    for block in stage.blocks:
+        block.attn.register_forward_hook(lambda m, args, out: seen.append((args[1], out[1])))
+    residual = []
+    stage.residual.register_forward_hook(lambda m, args, out: residual.append(out))
+    _, last = stage(torch.randn(1, 28, 28, 32), torch.randn(16, 2, 49, 49))
+    starts, ends = zip(*seen, strict=True)
+    assert starts[0] is residual[0]
+    assert starts[1] is None
+    assert starts[2] is ends[1]
+    assert starts[3] is ends[2]
+    assert last is ends[3]
+
+
 # the paper's table 1 and the class's own count; the head is LayerNorm + Linear(1000)
 PUBLISHED = {'tiny': (10.9e6, 1.6e9), 'small': (22.4e6, 3.3e9), 'base': (39.6e6, 6.1e9)}
 

@@ -67,7 +67,7 @@ def load_pretrained(
 
     outside = [k for k in source if not k.startswith(prefix)] + [prefix + k for k in unused]
     print_log(
-        f'loaded {len(common)}/{len(common)} backbone tensors from {checkpoint}'
+        f'loaded {len(common)}/{len(found)} backbone tensors from {checkpoint}'
         + _paragraph('left out, not part of this backbone', outside)
         + _paragraph('new, not in the file', new)
         + _paragraph('resized to another window', resized),
@@ -93,10 +93,10 @@ def _read_state_dict(checkpoint: str, map_location: str) -> dict[str, Tensor]:
             f'{checkpoint}: found a {type(state).__name__}, expected a state dict or a dict with '
             "the key 'state_dict'"
         )
-    state = {k.removeprefix('module.'): v for k, v in state.items()}
+    state = {str(k).removeprefix('module.'): v for k, v in state.items()}
     if not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(
-            f'{checkpoint}: found no state dict but a dict with {_listing(sorted(map(str, state)))}'
+            f'{checkpoint}: found no state dict but a dict with {_listing(sorted(state))}'
         )
     return state
 
