@@ -177,7 +177,7 @@ def test_a_window_as_large_as_the_map_is_global(window, is_global):
 
 
 def test_logits_travel_as_the_paper_says():
-    """The first VA layer starts from the residual, later ones from nothing, LA from its forerunner."""
+    """The first VA layer starts from the residual, later ones from nothing, LA from the last."""
     stage = random_transforms(LaViT(DEEP)).stages[2]  # two VA, then two LA layers
     seen = []
     for block in stage.blocks:
