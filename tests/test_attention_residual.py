@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmlavit.models.layers import AttentionResidual, partition, real_tokens
+from mmlavit.models.layers import AttentionResidual, partition, window_mask
 
 
 def windows_of(h, w, window):
@@ -25,6 +25,14 @@ def whole_map(logits, h, w, window):
             if number[i] == number[j]:
                 full[:, i, j] = logits[number[i], :, place[i], place[j]]
     return full
+
+
+def masks(layer, size, images):
+    """Which tokens are real before and behind the layer, for images of one size."""
+    out_size = (math.ceil(size[0] / 2), math.ceil(size[1] / 2))
+    cpu = torch.device('cpu')
+    found = (window_mask(size, layer.in_window, cpu), window_mask(out_size, layer.out_window, cpu))
+    return [None if mask is None else mask.repeat(images, 1) for mask in found]
 
 
 def brute_force(layer, logits, size):
@@ -80,7 +88,8 @@ def test_equals_the_whole_map_definition(size, windows):
     layer.double()
     # padding holds noise
     logits = torch.randn(2 * count, 2, in_window**2, in_window**2, dtype=torch.float64)
-    got = layer(logits, size)
+    mask, out_mask = masks(layer, size, 2)
+    got = layer(logits, size, mask, out_mask)
     per_image = len(got) // 2
     for image in range(2):
         mine = logits[image * count : (image + 1) * count]
@@ -93,13 +102,13 @@ def test_equals_the_whole_map_definition(size, windows):
 
 def test_padding_of_the_previous_stage_is_silent():
     layer = AttentionResidual(2, 2, 4, 4)
-    mask = real_tokens((6, 6), 4, torch.device('cpu'))
+    mask, out_mask = masks(layer, (6, 6), 1)
     logits = torch.randn(4, 2, 16, 16)
     pairs = mask[:, None, :, None] & mask[:, None, None, :]
     loud = torch.where(pairs, logits, 1e4)
-    out_mask = real_tokens((3, 3), 4, torch.device('cpu'))
     real = out_mask[:, None, :, None] & out_mask[:, None, None, :]
-    assert torch.equal(layer(logits, (6, 6)) * real, layer(loud, (6, 6)) * real)
+    quiet = layer(logits, (6, 6), mask, out_mask) * real
+    assert torch.equal(quiet, layer(loud, (6, 6), mask, out_mask) * real)
 
 
 @pytest.mark.parametrize(('size', 'windows'), [((6, 5), (3, 3)), ((4, 4), (2, 2))])
@@ -108,12 +117,14 @@ def test_gradients_are_exact(size, windows):
     layer = AttentionResidual(1, 2, *windows).double()
     count = math.ceil(size[0] / windows[0]) * math.ceil(size[1] / windows[0])
     logits = torch.randn(count, 1, windows[0] ** 2, windows[0] ** 2, dtype=torch.float64)
-    mask = real_tokens((math.ceil(size[0] / 2), math.ceil(size[1] / 2)), windows[1], logits.device)
+    mask, out_mask = masks(layer, size, 1)
 
     def residual(value, kernel, proj, scale):
         params = {'kernel': kernel, 'proj.weight': proj, 'layer_scale': scale}
-        out = torch.func.functional_call(layer, params, (value, size))
-        return out if mask is None else out * (mask[:, None, :, None] & mask[:, None, None, :])
+        out = torch.func.functional_call(layer, params, (value, size, mask, out_mask))
+        if out_mask is None:
+            return out
+        return out * (out_mask[:, None, :, None] & out_mask[:, None, None, :])
 
     inputs = [logits, layer.kernel, layer.proj.weight, layer.layer_scale]
     inputs = [value.detach().clone().requires_grad_() for value in inputs]
@@ -131,6 +142,6 @@ def test_partition_agrees_with_the_index_arithmetic():
     """`partition` cuts windows in the order that the residual assumes."""
     h, w, n = 5, 7, 3
     number, place = windows_of(h, w, n)
-    tokens = partition(torch.arange(1.0, h * w + 1).view(1, h, w, 1), n)[..., 0]
+    tokens = partition(torch.arange(1.0, h * w + 1).view(1, h, w, 1), n).flatten(1)
     assert torch.equal(tokens[number, place], torch.arange(1.0, h * w + 1))
-    assert torch.equal(tokens != 0, real_tokens((h, w), n, torch.device('cpu')))
+    assert torch.equal(tokens != 0, window_mask((h, w), n, torch.device('cpu')))

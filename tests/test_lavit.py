@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmlavit.models import LaViT
@@ -172,7 +173,8 @@ def test_a_window_as_large_as_the_map_is_global(window, is_global):
     changed[:, :2, :2] += 10
     logits = torch.zeros(16, 2, 49, 49)
     with torch.no_grad():
-        difference = stage(x, logits)[0] - stage(changed, logits)[0]
+        before, after = (stage(value, logits, None, None)[0] for value in (x, changed))
+    difference = before - after
     assert bool(difference[0, -1, -1].any()) == is_global
 
 
@@ -184,9 +186,10 @@ def test_logits_travel_as_the_paper_says():
         block.attn.register_forward_hook(lambda m, args, out: seen.append((args[1], out[1])))
     residual = []
     stage.residual.register_forward_hook(lambda m, args, out: residual.append(out))
-    _, last = stage(torch.randn(1, 28, 28, 32), torch.randn(16, 2, 49, 49))
+    _, last, *_ = stage(torch.randn(1, 28, 28, 32), torch.randn(16, 2, 49, 49), None, None)
     starts, ends = zip(*seen, strict=True)
     assert starts[0] is residual[0]
+    assert ends[0] is None  # nobody would read them
     assert starts[1] is None
     assert starts[2] is ends[1]
     assert starts[3] is ends[2]
@@ -213,8 +216,12 @@ def closed_formula(arch, side=224, window=7):
         macs += tokens * cin * patch**2 * c
         if stage:
             params += 16 * heads_before + heads_before * h + h
-            # 16 taps for each 4**4 pairs of the 4x4 cells of a window of 7; then the 1x1
-            macs += windows_before * heads_before * 16 * 4**4 + windows * heads_before * h * n * n
+            # a product over the keys (49) for each of 4x4 cells of 2x2 queries and 4x4 cells of
+            # keys of a window of 7; then the 1x1
+            macs += windows_before * heads_before * 4**2 * 4 * n * 4**2
+            # spreading 16 taps over 7x4 rows and 7x4 columns of that matrix, for 4 parities
+            macs += 4 * heads_before * (16 * 28 + 8 * 28 * 28)
+            macs += windows * heads_before * h * n * n
         for layer in range(depth):
             params += 4 * c  # two LayerNorms
             params += c * hidden + hidden + 9 * hidden + hidden + hidden * c + c
@@ -235,7 +242,9 @@ def closed_formula(arch, side=224, window=7):
 def test_size_and_cost_match_formula_and_paper(name):
     model = LaViT(name, out_indices=(3,)).eval()
     head = torch.nn.Linear(model.arch.channels[-1], 1000)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # the counter does not know the fused kernel of a CPU
+    fused = sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), fused, FlopCounterMode(display=False) as counter:
         head(model(torch.zeros(1, 3, 224, 224))[0].mean((2, 3)))
     params = sum(p.numel() for m in (model, head) for p in m.parameters())
     macs = counter.get_total_flops() // 2

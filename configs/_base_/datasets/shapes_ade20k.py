@@ -1,18 +1,20 @@
 # Shapes in ADE20K's layout: four classes, the background is one of them.
+_base_ = './shapes.py'
+
 metainfo = dict(
     classes=('background', 'circle', 'square', 'triangle'),
     palette=[(40, 40, 40), (220, 60, 60), (60, 160, 60), (60, 90, 220)],
 )
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=False),
+    dict(type='LoadAnnotations'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='RandomFlip', prob=0.5, direction='vertical'),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=False),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 tta_pipeline = [
@@ -25,7 +27,7 @@ tta_pipeline = [
                 dict(type='RandomFlip', prob=0.0, direction='horizontal'),
                 dict(type='RandomFlip', prob=1.0, direction='horizontal'),
             ],
-            [dict(type='LoadAnnotations', reduce_zero_label=False)],
+            [dict(type='LoadAnnotations')],
             [dict(type='PackSegInputs')],
         ],
     ),
@@ -38,7 +40,7 @@ train_dataloader = dict(
     dataset=dict(
         type='BaseSegDataset',
         metainfo=metainfo,
-        data_root='{{ fileDirname }}/../../../data/shapes/ade20k',
+        data_root=f'{_base_.data_root}/ade20k',
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
         img_suffix='.png',
         reduce_zero_label=False,
@@ -53,7 +55,7 @@ val_dataloader = dict(
     dataset=dict(
         type='BaseSegDataset',
         metainfo=metainfo,
-        data_root='{{ fileDirname }}/../../../data/shapes/ade20k',
+        data_root=f'{_base_.data_root}/ade20k',
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
         img_suffix='.png',
         reduce_zero_label=False,

@@ -1,4 +1,6 @@
-# Shapes in COCO's layout, with the annotation files beside this repository's data.
+# Shapes in COCO's layout.
+_base_ = './shapes.py'
+
 metainfo = dict(
     classes=('circle', 'square', 'triangle'),
     palette=[(220, 60, 60), (60, 160, 60), (60, 90, 220)],
@@ -27,7 +29,7 @@ train_dataloader = dict(
     dataset=dict(
         type='CocoDataset',
         metainfo=metainfo,
-        data_root='{{ fileDirname }}/../../../data/shapes/coco',
+        data_root=f'{_base_.data_root}/coco',
         ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'),
         filter_cfg=dict(filter_empty_gt=True),
@@ -42,7 +44,7 @@ val_dataloader = dict(
     dataset=dict(
         type='CocoDataset',
         metainfo=metainfo,
-        data_root='{{ fileDirname }}/../../../data/shapes/coco',
+        data_root=f'{_base_.data_root}/coco',
         ann_file='annotations/instances_val2017.json',
         data_prefix=dict(img='val2017/'),
         test_mode=True,
@@ -52,7 +54,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(
     type='CocoMetric',
-    ann_file='{{ fileDirname }}/../../../data/shapes/coco/annotations/instances_val2017.json',
+    ann_file=f'{_base_.data_root}/coco/annotations/instances_val2017.json',
     metric=['bbox', 'segm'],
 )
 test_evaluator = val_evaluator

@@ -15,10 +15,12 @@ from mmlavit.registry import MODELS
 from ..layers import (
     AttentionResidual,
     Block,
+    FusedVanillaAttention,
     LessAttention,
     PatchEmbed,
     Stage,
     VanillaAttention,
+    real_pixels,
 )
 from ..pretrained import load_pretrained
 
@@ -118,13 +120,14 @@ class LaViT(BaseModule):
             num_vanilla = va_layers[i] if less_attention else depths[i]
             blocks = []
             for j in range(depths[i]):
-                attention = (
-                    VanillaAttention(dim, heads)
-                    if j < num_vanilla
-                    else LessAttention(dim, heads, window**2)
-                )
+                attention: type[nn.Module] = LessAttention
+                if j < num_vanilla:
+                    # the next layer transforms these logits, or the next stage reads them, or not
+                    last = i == max(self.out_indices) or not attention_residual
+                    read = num_vanilla - 1 == j and not (last and j == depths[i] - 1)
+                    attention = VanillaAttention if read else FusedVanillaAttention
                 rate = drop_path[sum(depths[:i]) + j]
-                blocks.append(Block(attention, dim, window, ffn_ratio, rate))
+                blocks.append(Block(attention(dim, heads, window), dim, window, ffn_ratio, rate))
             embed = PatchEmbed(channels[i - 1] if i else in_channels, dim, patch=2 if i else 4)
             self.stages.append(Stage(embed, residual, blocks, num_vanilla, window, with_cp))
         for i in self.out_indices:
@@ -142,11 +145,12 @@ class LaViT(BaseModule):
             One contiguous map a stage of ``out_indices``, each normalized, of shape ``(B, channels,
             ceil(h / stride), ceil(w / stride))`` with strides 4, 8, 16 and 32.
         """
+        real = real_pixels(x)
         x = x.permute(0, 2, 3, 1)
-        logits = None
+        logits = mask = None
         outs = []
         for i, stage in enumerate(self.stages):
-            x, logits = stage(x, logits)
+            x, logits, mask, real = stage(x, logits, mask, real)
             if i in self.out_indices:
                 out = self.get_submodule(f'norm{i}')(x)
                 # RoIAlign reads raw memory: a permuted view would come out as garbage

@@ -4,10 +4,15 @@ import logging
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .resize import resize_transform
+from .scores import key_bias, saturate, softmax, transform
+from .streamed_attention import StreamedLessAttention
+from .tiles import is_eager
+from .windows import merge, partition
 
 
 def is_window_transform(key: str) -> bool:
@@ -15,85 +20,93 @@ def is_window_transform(key: str) -> bool:
     return key.rpartition('.')[2] in ('theta', 'psi')
 
 
-def _saturate(logits: Tensor) -> Tensor:
-    """Keep half-precision logits finite: past 65504 a softmax has long been one-hot."""
-    if logits.dtype is not torch.float16:
-        return logits
-    limit = torch.finfo(torch.float16).max
-    return logits.clamp(-limit, limit)
-
-
-def _attend(logits: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Aggregate the values: ``softmax(A) V``, with the softmax in float32 or better.
-
-    Args:
-        logits: Scores of shape ``(groups, heads, N, N)``.
-        v: Values of shape ``(groups, N, dim)``.
-        mask: Booleans of shape ``(groups, N)``, true where a token is real.
-
-    Returns:
-        Tokens of shape ``(groups, N, dim)``.
-    """
-    groups, heads, n, _ = logits.shape
-    if mask is not None:
-        # the lowest finite value, so that a group without any real token gives no NaN
-        lowest = torch.finfo(logits.dtype).min
-        logits = logits.masked_fill(~mask[:, None, None, :], lowest)
-    attn = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(v.dtype)
-    v = v.view(groups, n, heads, -1).transpose(1, 2)  # (groups, heads, N, d)
-    # (groups, heads, N, N) x (groups, heads, N, d) -> (groups, N, heads, d) -> (groups, N, dim)
-    return (attn @ v).transpose(1, 2).reshape(groups, n, -1)
-
-
 class VanillaAttention(nn.Module):
-    """Multi-head self-attention that hands its logits on (paper, eq. 1 to 4).
+    """Windowed multi-head self-attention that hands its logits on (paper, eq. 1 to 4).
 
     ``A = Q K^T / sqrt(d) + residual``, output ``softmax(A) V``.
 
     Args:
         dim: Channels of a token.
         num_heads: Heads; divides ``dim``.
+        window: Side of a window in tokens.
 
     Raises:
-        ValueError: If ``dim`` is no multiple of ``num_heads``.
+        ValueError: If ``dim`` is no multiple of ``num_heads`` or ``window`` is below 1.
     """
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, window: int) -> None:
         super().__init__()
-        _check_heads(dim, num_heads)
+        _check_shape(dim, num_heads, window)
         self.num_heads = num_heads
+        self.window = window
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(
         self, x: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Attend within each group.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend within each window.
 
         Args:
-            x: Tokens of shape ``(groups, N, dim)``.
+            x: Map of shape ``(B, h, w, dim)``.
             residual: Scores of the previous stage, shape ``(groups, heads, N, N)``, added to the
                 logits (paper, eq. 7).
             mask: Booleans of shape ``(groups, N)``, true where a token is real.
 
         Returns:
-            Tokens of shape ``(groups, N, dim)`` and logits of shape ``(groups, heads, N, N)``;
-            logits of padded tokens carry no meaning.
+            Map of shape ``(B, h, w, dim)`` and logits of shape ``(groups, heads, N, N)``; logits of
+            padded tokens carry no meaning.
         """
-        groups, n, dim = x.shape
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        # (groups, N, dim) -> (groups, heads, N, d) and (groups, heads, d, N)
-        q = (q * self.scale).view(groups, n, self.num_heads, -1).transpose(1, 2)
-        k = k.view(groups, n, self.num_heads, -1).permute(0, 2, 3, 1)
-        logits = _saturate(q @ k)  # (groups, heads, N, N)
+        q, k, v = self._project(x)
+        logits = self._score(q, k, residual)
+        # (groups, heads, N, N) x (groups, heads, N, d) -> (groups, heads, N, d)
+        out = softmax(logits, mask).to(v.dtype) @ v
+        return self.proj(merge(out, self.window, (x.shape[1], x.shape[2]))), logits
+
+    def scores(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Compute the logits alone, also where :meth:`forward` does not hand them on.
+
+        Args:
+            x: Map of shape ``(B, h, w, dim)``.
+            residual: Scores of the previous stage, shape ``(groups, heads, N, N)``.
+
+        Returns:
+            Logits of shape ``(groups, heads, N, N)``; those of padded tokens carry no meaning.
+        """
+        q, k, _ = self._project(x)
+        return self._score(q, k, residual)
+
+    def _score(self, q: Tensor, k: Tensor, residual: Tensor | None) -> Tensor:
+        logits = saturate((q * self.scale) @ k.mT)  # (groups, heads, N, N)
         if residual is not None:
-            logits = _saturate((logits + residual).to(logits.dtype))
-        return self.proj(_attend(logits, v, mask)), logits
+            logits = saturate((logits + residual).to(logits.dtype))
+        return logits
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of a map, each ``(groups, heads, N, d)``."""
+        parts = self.qkv(x).chunk(3, dim=-1)
+        return tuple(partition(part, self.window, self.num_heads) for part in parts)
+
+
+class FusedVanillaAttention(VanillaAttention):
+    """Vanilla attention whose logits no later layer reads: they are never written to memory."""
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend as :class:`VanillaAttention` does, and return None for the logits."""
+        q, k, v = self._project(x)
+        bias = None if residual is None else residual.to(q.dtype)
+        if mask is not None:
+            keys = key_bias(mask, q.dtype)
+            bias = keys if bias is None else bias + keys
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(merge(out, self.window, (x.shape[1], x.shape[2]))), None
 
 
 class LessAttention(nn.Module):
-    """Attention whose logits are transformed from the previous layer's (paper, eq. 5).
+    """Windowed attention whose logits are transformed from the previous layer's (paper, eq. 5).
 
     ``A^l = Psi A^{l-1} Theta^T``, output ``softmax(A^l) V``. Tokens give the values only: there are
     no queries and no keys. The paper writes ``Psi(Theta(A)^T)^T`` with both acting on rows.
@@ -104,47 +117,46 @@ class LessAttention(nn.Module):
     Args:
         dim: Channels of a token.
         num_heads: Heads; divides ``dim``.
-        num_tokens: Tokens of a group, ``N``.
+        window: Side of a window in tokens; ``N`` is its square.
 
     Raises:
-        ValueError: If ``dim`` is no multiple of ``num_heads`` or ``num_tokens`` is below 1.
+        ValueError: If ``dim`` is no multiple of ``num_heads`` or ``window`` is below 1.
     """
 
-    def __init__(self, dim: int, num_heads: int, num_tokens: int) -> None:
+    def __init__(self, dim: int, num_heads: int, window: int) -> None:
         super().__init__()
-        _check_heads(dim, num_heads)
-        if num_tokens < 1:
-            raise ValueError(f'num_tokens={num_tokens!r}: expected a whole number of at least 1')
+        _check_shape(dim, num_heads, window)
         self.num_heads = num_heads
-        self.theta = nn.Parameter(torch.zeros(num_tokens, num_tokens))
-        self.psi = nn.Parameter(torch.zeros(num_tokens, num_tokens))
+        self.window = window
+        self.theta = nn.Parameter(torch.zeros(window**2, window**2))
+        self.psi = nn.Parameter(torch.zeros(window**2, window**2))
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(
         self, x: Tensor, logits: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Attend within each group by the transformed logits.
+        """Attend within each window by the transformed logits.
 
         Args:
-            x: Tokens of shape ``(groups, N, dim)``.
+            x: Map of shape ``(B, h, w, dim)``.
             logits: Scores of the previous layer, shape ``(groups, heads, N, N)``.
             mask: Booleans of shape ``(groups, N)``, true where a token is real.
 
         Returns:
-            Tokens of shape ``(groups, N, dim)`` and logits of shape ``(groups, heads, N, N)``;
-            logits of padded tokens carry no meaning.
+            Map of shape ``(B, h, w, dim)`` and logits of shape ``(groups, heads, N, N)``; logits of
+            padded tokens carry no meaning.
         """
-        v = self.v(x)
-        logits = _saturate(logits.to(v.dtype))
-        if mask is not None:
-            # a transform mixes all tokens of a group: what padding says must be silent before
-            pairs = mask[:, None, :, None] & mask[:, None, None, :]  # (groups, 1, N, N)
-            logits = logits.masked_fill(~pairs, 0)
+        v = partition(self.v(x), self.window, self.num_heads)  # (groups, heads, N, d)
+        logits = saturate(logits.to(v.dtype))
         eye = torch.eye(len(self.theta), dtype=self.theta.dtype, device=x.device)
-        logits = _saturate(logits @ (eye + self.theta).T)  # (groups, heads, N, N) x (N, N)
-        logits = _saturate((eye + self.psi) @ logits)  # (N, N) x (groups, heads, N, N)
-        return self.proj(_attend(logits, v, mask)), logits
+        theta, psi = (eye + self.theta).to(v.dtype), (eye + self.psi).to(v.dtype)
+        if torch.is_grad_enabled() and is_eager():
+            out, logits = StreamedLessAttention.apply(logits, v, theta, psi, mask)
+        else:
+            logits = transform(logits, theta, psi, mask)
+            out = softmax(logits, mask).to(v.dtype) @ v
+        return self.proj(merge(out, self.window, (x.shape[1], x.shape[2]))), logits
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Resize the transforms of another window size (docs/paper_to_code.md, row 1)."""
@@ -160,8 +172,10 @@ class LessAttention(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _check_heads(dim: int, num_heads: int) -> None:
+def _check_shape(dim: int, num_heads: int, window: int) -> None:
     if num_heads < 1 or dim < 1 or dim % num_heads:
         raise ValueError(
             f'num_heads={num_heads!r}: expected a whole number that divides dim={dim!r}'
         )
+    if window < 1:
+        raise ValueError(f'window={window!r}: expected a whole number of at least 1')

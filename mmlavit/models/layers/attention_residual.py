@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .windows import real_tokens
-
 
 class AttentionResidual(nn.Module):
     """Downsample attention logits to the next stage's map: ``LS(Conv1x1(Norm(DWConv(A))))``.
@@ -36,12 +34,21 @@ class AttentionResidual(nn.Module):
         self.layer_scale = nn.Parameter(torch.full((out_heads,), 0.1))  # CaiT's start value
         nn.init.normal_(self.kernel, std=(2 / 16) ** 0.5)  # fan-out normal
 
-    def forward(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        size: tuple[int, int],
+        mask: Tensor | None = None,
+        out_mask: Tensor | None = None,
+    ) -> Tensor:
         """Downsample the logits of a stage.
 
         Args:
             logits: Scores of the previous stage's last layer, ``(B * windows, in_heads, N, N)``.
             size: ``(h, w)`` of the previous stage's map.
+            mask: Booleans of shape ``(B * windows, N)``, true where a token of the previous stage
+                is real, None if all are.
+            out_mask: The same for the next stage, ``(B * next windows, N')``.
 
         Returns:
             Residual in float32 or better for the windows of the next map, whose sides are
@@ -49,15 +56,18 @@ class AttentionResidual(nn.Module):
         """
         # logits near the half-precision limit have squares beyond it
         with torch.autocast(logits.device.type, enabled=False):
-            mask = real_tokens(size, self.in_window, logits.device)
-            dtype = torch.promote_types(logits.dtype, torch.float32)
-            scores = self._convolve(logits.to(dtype), size, mask)
-            out_size = (-(-size[0] // 2), -(-size[1] // 2))
-            scores = self._normalize(scores, real_tokens(out_size, self.out_window, logits.device))
-            return F.conv2d(scores, self.proj.weight * self.layer_scale[:, None, None, None])
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            if mask is not None:
+                pairs = mask[:, None, :, None] & mask[:, None, None, :]
+                logits = logits.masked_fill(~pairs, 0)
+            scores = self._normalize(self._convolve(logits, size), out_mask)
+            weight = self.proj.weight.flatten(1) * self.layer_scale[:, None]  # (out_heads, H)
+            # (out_heads, H) x (H, B * next windows * N' * N')
+            residual = (weight @ scores.flatten(1)).unflatten(1, scores.shape[1:])
+            return residual.transpose(0, 1)
 
-    def _convolve(self, logits: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
-        """``(B * windows, H, N, N) -> (B * next windows, H, N', N')``, by window and scatter-add.
+    def _convolve(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """``(B * windows, H, N, N) -> (H, B * next windows, N', N')``, by window and scatter-add.
 
         An odd window has 2x2 cells that straddle its border. Where its cells begin depends on the
         parity of its row and column, so the windows are taken in (up to four) parity classes; the
@@ -67,45 +77,62 @@ class AttentionResidual(nn.Module):
         heads = logits.shape[1]
         rows, cols = -(-size[0] // n), -(-size[1] // n)
         out_rows, out_cols = (-(-((s + 1) // 2) // self.out_window) for s in size)
-        scores = logits.view(-1, rows, cols, heads, n * n, n * n)
-        if mask is not None:
-            real = mask.view(rows, cols, 1, n * n)
-            scores = scores.masked_fill(~(real[..., :, None] & real[..., None, :]), 0)
-        scores = scores.unflatten(-1, (n, n)).unflatten(-3, (n, n))  # ..., query y, x, key y, x
-        kernel = self.kernel.flatten(1)[..., None]  # (H, 16, 1)
+        scores = logits.reshape(-1, rows, cols, heads, n, n, n * n)  # query y, x, key
+        batch = scores.shape[0]
 
-        length = out_rows * out_cols * heads * self.out_window**4
+        length = out_rows * out_cols * self.out_window**4
         # the last place takes what falls outside the next map's windows
-        out = scores.new_zeros(len(scores), length + 1)
+        out = scores.new_zeros(heads * batch, length + 1)
         parities = (0, 1) if n % 2 else (0,)
         for py in parities[:rows]:
             for px in parities[:cols]:
                 y, x = (py, 2 * m - n - py), (px, 2 * m - n - px)
-                cells = scores[:, py :: len(parities), px :: len(parities)]
-                cells = F.pad(cells, x + y + x + y)
-                b, r, c = cells.shape[:3]
-                # (b, r, c, H, m, 2, m, 2, m, 2, m, 2) -> (b, r, c, H, m * m * m * m, 16)
-                cells = cells.view(b, r, c, heads, m, 2, m, 2, m, 2, m, 2)
-                cells = cells.permute(0, 1, 2, 3, 4, 6, 8, 10, 5, 7, 9, 11)
-                cells = cells.reshape(b, r, c, heads, m**4, 16) @ kernel
+                cells = F.pad(scores[:, py :: len(parities), px :: len(parities)], (0, 0, *x, *y))
+                r, c = cells.shape[1:3]
+                # (B, r, c, H, m, 2, m, 2, N) -> (H, B, r, c, m, m, 2, 2, N)
+                cells = cells.unflatten(4, (m, 2)).unflatten(6, (m, 2))
+                cells = cells.permute(3, 0, 1, 2, 4, 6, 5, 7, 8)
+                # (H, B * r * c * m * m, 4 * N) x (H, 4 * N, m * m): queries meet in the row, keys
+                # in the product
+                cells = cells.reshape(heads, -1, 4 * n * n) @ self._key_taps(py, px)
                 index = self._scatter_index(
                     torch.arange(py, rows, len(parities), device=out.device),
                     torch.arange(px, cols, len(parities), device=out.device),
                     (out_rows, out_cols),
                 )
-                out = out.scatter_add(1, index.expand(b, -1), cells.view(b, -1))
-        return out[:, :length].reshape(-1, heads, self.out_window**2, self.out_window**2)
+                index = index.expand(heads * batch, -1)
+                out = out.scatter_add(1, index, cells.view(heads * batch, -1))
+        return out[:, :length].reshape(heads, -1, self.out_window**2, self.out_window**2)
+
+    def _key_taps(self, py: int, px: int) -> Tensor:
+        """The kernel as a matrix from a query cell's keys to key cells, ``(H, 4 * N, m * m)``.
+
+        Args:
+            py: Key rows that come before the window in its first cell.
+            px: Key columns that do.
+        """
+        n, m = self.in_window, (self.in_window + 1) // 2
+
+        def taps(offset: int) -> Tensor:
+            """``(n, m, 2)``: whether a key is the first or the second of a cell."""
+            place = torch.arange(offset, n + offset, device=self.kernel.device)
+            cell = torch.arange(m, device=place.device)[:, None]
+            first_second = torch.arange(2, device=place.device)
+            return (place[:, None, None] == 2 * cell + first_second).to(self.kernel.dtype)
+
+        # query tap (a, b), key tap (c, d), key (y, x), key cell (i, j)
+        matrix = torch.einsum('habcd,yic,xjd->habyxij', self.kernel, taps(py), taps(px))
+        return matrix.reshape(len(matrix), 4 * n * n, m * m)
 
     def _scatter_index(self, rows: Tensor, cols: Tensor, windows: tuple[int, int]) -> Tensor:
         """Where each downsampled pair of the given windows goes, flat over the next stage's logits.
 
-        The flat index is a sum of a part for the row axis, the column axis and the head. A pair
-        whose ends fall into different windows of the next map, or outside it, gets the index after
-        the last.
+        The flat index is a sum of a part for the row axis and one for the column axis. A pair whose
+        ends fall into different windows of the next map, or outside it, gets the index after the
+        last.
         """
-        tokens, heads = self.out_window**2, len(self.kernel)
-        per_window = heads * tokens**2
-        length = windows[0] * windows[1] * per_window
+        tokens = self.out_window**2
+        length = windows[0] * windows[1] * tokens**2
 
         def axis(starts: Tensor, count: int, window_step: int, token_step: int) -> Tensor:
             first = starts * self.in_window // 2
@@ -117,29 +144,24 @@ class AttentionResidual(nn.Module):
             together = (window[:, :, None] == window[:, None, :]) & (window < count)[:, :, None]
             return index.masked_fill(~together, length)
 
-        y = axis(rows, windows[0], windows[1] * per_window, self.out_window)
-        x = axis(cols, windows[1], per_window, 1)
-        head = torch.arange(heads, device=rows.device) * tokens**2
-        # (rows, cols, heads, query y, query x, key y, key x)
-        index = (
-            y[:, None, None, :, None, :, None]
-            + x[None, :, None, None, :, None, :]
-            + head[None, None, :, None, None, None, None]
-        )
+        y = axis(rows, windows[0], windows[1] * tokens**2, self.out_window)
+        x = axis(cols, windows[1], tokens**2, 1)
+        # (rows, cols, query y, query x, key y, key x)
+        index = y[:, None, :, None, :, None] + x[None, :, None, :, None, :]
         return index.clamp(max=length).view(1, -1)
 
     def _normalize(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         """Zero mean and unit variance over the real pairs of each window and head.
 
         Args:
-            scores: ``(B * next windows, H, N', N')``.
-            mask: ``(next windows, N')``, true where a token is real.
+            scores: ``(H, B * next windows, N', N')``.
+            mask: ``(B * next windows, N')``, true where a token is real.
         """
         if mask is None:
             return F.layer_norm(scores, scores.shape[-2:])
-        mask = mask.repeat(len(scores) // len(mask), 1)
-        pairs = (mask[:, None, :, None] & mask[:, None, None, :]).to(scores.dtype)
-        count = pairs.sum((-2, -1), keepdim=True)
+        pairs = (mask[:, :, None] & mask[:, None, :]).to(scores.dtype)
+        # a window may hold nothing but padding
+        count = pairs.sum((-2, -1), keepdim=True).clamp(min=1)
         # padded pairs are 0 already
         scores = (scores - scores.sum((-2, -1), keepdim=True) / count) * pairs
         variance = scores.square().sum((-2, -1), keepdim=True) / count

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .padding import is_multiple
+
 
 class PatchEmbed(nn.Module):
     """Project non-overlapping patches, then normalize.
@@ -32,7 +34,7 @@ class PatchEmbed(nn.Module):
             Map of shape ``(B, ceil(h / patch), ceil(w / patch), out_channels)``.
         """
         h, w = x.shape[1:3]
-        if h % self.patch or w % self.patch:
+        if not (is_multiple(h, self.patch) and is_multiple(w, self.patch)):
             x = F.pad(x, (0, 0, 0, -w % self.patch, 0, -h % self.patch))
         x = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.norm(x)

@@ -1,7 +1,12 @@
 """Feed-forward network with a depthwise convolution (docs/paper_to_code.md, row 8)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .streamed_ffn import StreamedFFN
+from .tiles import is_streamed
 
 
 class ConvFFN(nn.Module):
@@ -21,9 +26,38 @@ class ConvFFN(nn.Module):
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform a map of shape ``(B, h, w, dim)`` into one of the same shape."""
-        x = self.fc1(x)
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """Transform a map.
+
+        Args:
+            x: Map of shape ``(B, h, w, dim)``.
+            real: Booleans of shape ``(B, h, w)``, true where a token belongs to its image, None if
+                all do. To the convolution the rest is the zero padding around an image.
+
+        Returns:
+            Map of shape ``(B, h, w, dim)``.
+        """
+        if real is None and is_streamed(x):
+            dtype = x.dtype
+            if torch.is_autocast_enabled(x.device.type):
+                dtype = torch.get_autocast_dtype(x.device.type)
+            return StreamedFFN.apply(*(value.to(dtype) for value in (x, *self.layers)))
+        hidden = self.fc1(x)
+        if real is not None:
+            hidden = hidden.masked_fill(~real[..., None], 0)
+        if not (self.training and torch.is_grad_enabled()):
+            return self._tail(hidden)
+        # only `hidden` is kept: the recomputation stops before the last matrix product
+        return checkpoint(self._tail, hidden, use_reentrant=False, preserve_rng_state=False)
+
+    def _tail(self, hidden: Tensor) -> Tensor:
         # channels-last in memory on both sides of the convolution: no copy
-        x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(F.gelu(x))
+        hidden = self.dwconv(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(F.gelu(hidden))
+
+    @property
+    def layers(self) -> tuple[Tensor, ...]:
+        """Weight and bias of each of the three layers."""
+        first, conv, second = self.fc1, self.dwconv, self.fc2
+        assert conv.bias is not None
+        return first.weight, first.bias, conv.weight, conv.bias, second.weight, second.bias

@@ -4,59 +4,71 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .padding import is_multiple
 
-def partition(x: Tensor, window: int) -> Tensor:
-    """Cut a map into windows, zero-padded at the bottom and on the right.
+
+def partition(x: Tensor, window: int, heads: int = 1) -> Tensor:
+    """Cut a map into windows and heads, zero-padded at the bottom and on the right.
+
+    Both cuts are one copy, so that the projections around an attention work on the map itself.
 
     Args:
-        x: Map of shape ``(B, h, w, C)``.
+        x: Map of shape ``(B, h, w, heads * d)``.
         window: Side of a window in tokens.
+        heads: Heads that the channels are divided into.
 
     Returns:
-        Tokens of shape ``(B * rows * cols, window**2, C)``, where ``rows`` and ``cols`` count the
-        windows needed to cover ``h`` and ``w``.
+        Tokens of shape ``(B * rows * cols, heads, window**2, d)``, where ``rows`` and ``cols``
+        count the windows needed to cover ``h`` and ``w``.
     """
     b, h, w, c = x.shape
     rows, cols = -(-h // window), -(-w // window)
-    if (rows * window, cols * window) != (h, w):
+    if not (is_multiple(h, window) and is_multiple(w, window)):
         x = F.pad(x, (0, 0, 0, cols * window - w, 0, rows * window - h))
-    x = x.view(b, rows, window, cols, window, c)
-    # (B, rows, n, cols, n, C) -> (B, rows, cols, n, n, C) -> (B * rows * cols, n * n, C)
-    return x.transpose(2, 3).reshape(b * rows * cols, window * window, c)
+    x = x.reshape(b, rows, window, cols, window, heads, c // heads)
+    # (B, rows, n, cols, n, heads, d) -> (B, rows, cols, heads, n, n, d) -> (groups, heads, N, d)
+    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(b * rows * cols, heads, window**2, c // heads)
 
 
 def merge(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
-    """Put windows back into the map that :func:`partition` cut, dropping the padding.
+    """Put windows and heads back into the map that :func:`partition` cut, without the padding.
 
     Args:
-        x: Tokens of shape ``(B * rows * cols, window**2, C)``.
+        x: Tokens of shape ``(B * rows * cols, heads, window**2, d)``.
         window: Side of a window in tokens.
         size: ``(h, w)`` of the map.
 
     Returns:
-        Map of shape ``(B, h, w, C)``.
+        Map of shape ``(B, h, w, heads * d)``.
     """
     h, w = size
     rows, cols = -(-h // window), -(-w // window)
-    x = x.view(-1, rows, cols, window, window, x.shape[-1])
-    # (B, rows, cols, n, n, C) -> (B, rows, n, cols, n, C) -> (B, rows * n, cols * n, C)
-    x = x.transpose(2, 3).reshape(x.shape[0], rows * window, cols * window, x.shape[-1])
+    _, heads, _, d = x.shape
+    x = x.view(-1, rows, cols, heads, window, window, d)
+    # (B, rows, cols, heads, n, n, d) -> (B, rows, n, cols, n, heads, d) -> (B, h, w, heads * d)
+    x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, rows * window, cols * window, heads * d)
     return x[:, :h, :w]
 
 
-def real_tokens(size: tuple[int, int], window: int, device: torch.device) -> Tensor | None:
-    """Tell the tokens of the map from the padding that completes the last windows.
+def window_mask(
+    size: tuple[int, int], window: int, device: torch.device, real: Tensor | None = None
+) -> Tensor | None:
+    """Tell the tokens of the image from padding, window by window.
 
     Args:
         size: ``(h, w)`` of the map.
         window: Side of a window in tokens.
         device: Where to put the mask.
+        real: Booleans of shape ``(B, h, w)``, true where a token belongs to its image; None if all
+            do.
 
     Returns:
-        Booleans of shape ``(rows * cols, window**2)``, true where a token is real, or None where
-        the windows cover the map exactly.
+        Booleans of shape ``(B * rows * cols, window**2)``, true where a token is real; with ``B =
+        1`` for all images where ``real`` is None; None where there is no padding at all.
     """
     h, w = size
-    if h % window == 0 and w % window == 0:
-        return None
-    return partition(torch.ones(1, h, w, 1, dtype=torch.bool, device=device), window).squeeze(-1)
+    if real is None:
+        if is_multiple(h, window) and is_multiple(w, window):
+            return None
+        real = torch.ones(1, h, w, dtype=torch.bool, device=device)
+    return partition(real[..., None], window).flatten(1)

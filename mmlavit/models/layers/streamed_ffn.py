@@ -1,0 +1,153 @@
+"""The feed-forward network on a CPU, some rows at a time (docs/performance.md).
+
+The hidden map is four times as wide as the tokens. Where memory is fresh from the system, touching
+it costs more than the arithmetic on it, so it is worked on in tiles that stay in the cache.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .tiles import tiles
+
+
+def stream(rows: Iterable[Tensor], height: int, parameters: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """Predict row by row, without the hidden map.
+
+    A row comes out when the one below it is known, so the last row of a tile comes with the next.
+
+    Args:
+        rows: Consecutive rows of a map, each of shape ``(B, rows, w, dim)`` with at least 2 rows
+            but for the last.
+        height: Rows in all.
+        parameters: Weight and bias of the first linear layer, the convolution and the second linear
+            layer.
+
+    Yields:
+        Consecutive rows of the result, ``(B, rows, w, dim)``.
+    """
+    weight1, bias1, kernel, kernel_bias, weight2, bias2 = parameters
+    above: Tensor | None = None  # the last two hidden rows of the tile before
+    done = 0
+    for tile in rows:
+        done += tile.shape[1]
+        hidden = F.linear(tile, weight1, bias1)  # (B, rows, w, hidden)
+        if above is not None:
+            hidden = torch.cat([above, hidden], 1)
+        conv = _convolve(hidden, kernel, kernel_bias)
+        # at a cut, the convolution has padded where a row of another tile belongs
+        first, last = int(above is not None), conv.shape[1] - int(done < height)
+        above = hidden[:, -2:]
+        yield F.linear(F.gelu(conv[:, first:last]), weight2, bias2)
+
+
+class StreamedFFN(torch.autograd.Function):
+    """``fc2(gelu(dwconv(fc1(x))))``; of the hidden maps, only the first is kept for the gradient.
+
+    Convolution and GELU are computed again in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        kernel: Tensor,
+        kernel_bias: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+    ) -> Tensor:
+        """Transform a map of shape ``(B, h, w, dim)``."""
+        hidden = F.linear(x, weight1, bias1)  # (B, h, w, hidden)
+        out = x.new_empty(x.shape)
+        for images, rows in tiles(x, len(weight1), 1):
+            activated = F.gelu(_convolve_tile(hidden[images], rows, kernel, kernel_bias))
+            tile = out[images, rows].view(-1, len(weight2))  # (tokens, dim)
+            torch.addmm(bias2, activated.flatten(0, -2), weight2.T, out=tile)
+        ctx.save_for_backward(x, hidden, weight1, kernel, kernel_bias, weight2)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        """Give the gradients of all inputs, for one of the output ``(B, h, w, dim)``."""
+        x, hidden, weight1, kernel, kernel_bias, weight2 = ctx.saved_tensors
+        parameters = (weight1, weight1[:, 0], kernel, kernel_bias, weight2, weight2[:, 0])
+        # sums over many tiles: in float32 or better
+        sums = [torch.zeros_like(p, dtype=_wide(p)) for p in parameters]
+        grad_x = x.new_empty(x.shape)
+        height = x.shape[1]
+        for images, group in groupby(tiles(x, len(weight1), 1), key=lambda tile: tile[0]):
+            partial: Tensor | None = None  # gradients of two hidden rows that the next tile adds to
+            for _, rows in group:
+                first, last = max(rows.start - 1, 0), min(rows.stop + 1, height)
+                mine = grad[images, rows]
+                conv = _convolve_tile(hidden[images], rows, kernel, kernel_bias)
+                _add_linear_gradients(sums[4], sums[5], mine, F.gelu(conv))
+                grad_conv = torch.ops.aten.gelu_backward(mine @ weight2, conv)
+                if last - first > rows.stop - rows.start:
+                    # rows outside the tile get no gradient from it
+                    around = (rows.start - first, last - rows.stop)
+                    grad_conv = F.pad(grad_conv, (0, 0, 0, 0, *around))
+                grad_hidden, *grad_kernel = _convolve_backward(
+                    grad_conv, hidden[images, first:last], kernel
+                )
+                for total, part in zip(sums[2:4], grad_kernel, strict=True):
+                    total += part
+                if partial is not None:
+                    grad_hidden[:, :2] += partial
+                if rows.stop < height:
+                    partial = grad_hidden[:, -2:]
+                    grad_hidden = grad_hidden[:, :-2]
+                done = slice(first, first + grad_hidden.shape[1])
+                tile = grad_x[images, done].view(-1, weight1.shape[1])  # (tokens, dim)
+                torch.mm(grad_hidden.flatten(0, -2), weight1, out=tile)
+                _add_linear_gradients(sums[0], sums[1], grad_hidden, x[images, done])
+        return (grad_x, *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _convolve(hidden: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """Depthwise convolution of ``(B, h, w, hidden)``, channels-last on both sides: no copy."""
+    x = hidden.permute(0, 3, 1, 2)
+    return F.conv2d(x, kernel, bias, padding=1, groups=len(kernel)).permute(0, 2, 3, 1)
+
+
+def _convolve_tile(hidden: Tensor, rows: slice, kernel: Tensor, bias: Tensor) -> Tensor:
+    """The convolution's output in some rows of ``(B, h, w, hidden)``."""
+    first, last = max(rows.start - 1, 0), min(rows.stop + 1, hidden.shape[1])
+    conv = _convolve(hidden[:, first:last], kernel, bias)
+    return conv[:, rows.start - first : rows.stop - first]
+
+
+def _convolve_backward(grad: Tensor, hidden: Tensor, kernel: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of hidden rows ``(B, rows, w, hidden)``, kernel and bias."""
+    grad_hidden, grad_kernel, grad_bias = torch.ops.aten.convolution_backward(
+        grad.permute(0, 3, 1, 2),
+        hidden.permute(0, 3, 1, 2),
+        kernel,
+        [len(kernel)],
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        False,
+        [0, 0],
+        len(kernel),
+        [True, True, True],
+    )
+    return grad_hidden.permute(0, 2, 3, 1), grad_kernel, grad_bias
+
+
+def _add_linear_gradients(weight: Tensor, bias: Tensor, grad: Tensor, x: Tensor) -> None:
+    """Add a linear layer's gradients for outputs ``(..., out)`` and inputs ``(..., in)``."""
+    grad, x = grad.flatten(0, -2), x.flatten(0, -2)
+    weight.addmm_(grad.T.to(weight.dtype), x.to(weight.dtype))
+    bias += grad.sum(0, dtype=bias.dtype)

@@ -1,0 +1,55 @@
+"""Tiles: temporaries that stay in a CPU's cache (docs/performance.md)."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Bytes that a tile's widest temporary may take: of 1 to 8 MiB the fastest (docs/performance.md).
+TILE_BYTES = 2**22
+
+
+def is_streamed(x: Tensor) -> bool:
+    """Whether to work in tiles: only on a CPU, in a model that runs as it is."""
+    return x.device.type == 'cpu' and is_eager()
+
+
+def is_eager() -> bool:
+    """Whether the model runs as it is, and is neither compiled nor exported."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return not (torch.compiler.is_compiling() or tracing)
+
+
+def tiles(x: Tensor, channels: int, step: int) -> Iterator[tuple[slice, slice]]:
+    """Divide maps into whole images or, where one is too large, into rows of one.
+
+    Args:
+        x: Maps of shape ``(B, h, w, C)``.
+        channels: Channels of the widest temporary that a tile needs.
+        step: Tiles start at multiples of that many rows.
+
+    Yields:
+        Slices of the images and of the rows of a tile.
+    """
+    batch, height, width, _ = x.shape
+    rows = TILE_BYTES // (width * channels * x.element_size())
+    images = max(rows // height, 1)
+    rows = max(rows // step, 1) * step
+    for first in range(0, batch, images):
+        for top in range(0, height, rows):
+            yield slice(first, min(first + images, batch)), slice(top, min(top + rows, height))
+
+
+def runs(logits: Tensor) -> Iterator[slice]:
+    """Divide the groups of logits ``(groups, heads, N, N)`` into tiles, on a CPU.
+
+    A tile is a quarter of :data:`TILE_BYTES`, since several maps of its size are at work at once.
+
+    Yields:
+        Slices of the groups.
+    """
+    size = len(logits)
+    if is_streamed(logits):
+        size = max(TILE_BYTES // 4 // (logits[0].numel() * logits.element_size()), 1)
+    for first in range(0, len(logits), size):
+        yield slice(first, first + size)
