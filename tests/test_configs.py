@@ -11,12 +11,14 @@ import mmpretrain
 import mmseg
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, forget_runs
 from mmengine.config import Config
+from mmengine.config.utils import ConfigParsingError
 from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
+from watched_config import deprecations, unread_keys, watch
 
 from mmlavit.engine.launch import build_runner
 
@@ -32,6 +34,13 @@ TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) | {
     'dataset_type', 'metainfo', 'norm_cfg', 'train_pipeline', 'test_pipeline', 'bgr_mean',
     'bgr_std', 'scales', 'crop_size',
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Leave no visualizer behind: the next run would not build its own."""
+    yield
+    forget_runs()
 
 
 def load(path, shapes, tmp_path):
@@ -60,13 +69,19 @@ def load(path, shapes, tmp_path):
         shrink(cfg.train_dataloader.dataset.pipeline)
         shrink(cfg.test_dataloader.dataset.pipeline)
         shrink(cfg.val_dataloader.dataset.pipeline)
+        heads = cfg.model.get('roi_head', cfg.model)
+        for head in (heads.bbox_head, heads.get('mask_head', [])):
+            for stage in head if isinstance(head, list) else [head]:
+                stage.num_classes = 3
+                if 'fc_out_channels' in stage:
+                    stage.fc_out_channels = 64  # writing 14 million weights takes seconds
         few = dict(nms_pre=50, max_per_img=10)
         last = cfg.model.test_cfg
         if 'rpn' in last:
             cfg.model.train_cfg.rpn_proposal.update(few)
             last.rpn.update(few)
             last = last.rcnn
-        last.max_per_img = 5
+        last.update(max_per_img=5, score_thr=0.0)  # an untrained detector is sure of nothing
     if cfg.train_cfg.get('type') == 'IterBasedTrainLoop':
         cfg.train_cfg.update(max_iters=1, val_interval=1)
         cfg.default_hooks.checkpoint.interval = 1
@@ -105,11 +120,13 @@ def shrink(pipeline):
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains_validates_and_tests(path, shapes, tmp_path):
+def test_every_config_trains_validates_and_tests(path, shapes, tmp_path, recwarn):
+    """Each key of the config is read on the way, and none is deprecated."""
     cfg = load(path, shapes, tmp_path)
     cfg.model.backbone.arch = 'nano'
     fit_nano(cfg.model)
-    runner = build_runner(cfg)
+    read, predicted = set(), []
+    runner = build_runner(watch(cfg, read))
     before = {k: v.clone() for k, v in runner.model.state_dict().items()}
     runner.train()
     assert list(tmp_path.glob('*_1.pth'))
@@ -119,10 +136,50 @@ def test_every_config_trains_validates_and_tests(path, shapes, tmp_path):
     assert ('train/loss_dp' in runner.message_hub.log_scalars) == has_dp
     after = runner.model.state_dict()
     assert any(not torch.equal(before[k], after[k]) for k in before)
-    predicted = []
     runner.register_hook(Predictions(predicted))
     runner.test()
     assert len(predicted) == 2
+    assert unread_keys(cfg, read) == []
+    assert deprecations(recwarn.list, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ('name', 'key', 'value'),
+    [
+        ('lavit-nano_shapes-cls', 'optim_wrapper.paramwise_cfg.norm_decay', 0.0),
+        ('retinanet_lavit-nano_shapes', 'model.test_cfg.score_threshold', 0.5),
+        ('mask-rcnn_lavit-nano_shapes', 'model.train_cfg.rpn.alowed_border', -1),
+        ('mask-rcnn_lavit-nano_shapes', 'model.test_cfg.rcnn.score_thrs', 0.1),
+        ('upernet_lavit-nano_shapes', 'model.test_cfg.strides', (96, 96)),
+    ],
+)
+def test_a_key_that_nothing_reads_is_found(name, key, value, shapes, tmp_path):
+    """Keys that no constructor refuses: upstream runs on without a word."""
+    cfg = load(f'configs/shapes/{name}.py', shapes, tmp_path)
+    cfg.merge_from_dict({key: value})
+    read = set()
+    runner = build_runner(watch(cfg, read))
+    runner.train()
+    runner.test()
+    assert unread_keys(cfg, read) == [key]
+
+
+def test_a_deprecated_key_is_found(shapes, tmp_path, recwarn):
+    cfg = load('configs/shapes/upernet_lavit-nano_shapes.py', shapes, tmp_path)
+    cfg.train_dataloader.dataset.pipeline[1].reduce_zero_label = False
+    build_runner(cfg).train()
+    (found,) = deprecations(recwarn.list, tmp_path)
+    assert '`reduce_zero_label` will be deprecated' in found
+
+
+@pytest.mark.parametrize(
+    'base', ['../_base_/models/lavit-cls.py', 'mmdet::_base_/models/mask_rcnn_r50_fpn.py']
+)
+def test_a_missing_base_stops_the_reader(base, tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(f'_base_ = [{base!r}]\n')
+    with pytest.raises((ConfigParsingError, FileNotFoundError), match=Path(base).stem):
+        Config.fromfile(path)
 
 
 def fit_nano(model):
