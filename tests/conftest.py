@@ -1,12 +1,29 @@
 """What the tests share."""
 
+import importlib.util
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 from mmlavit.datasets import ShapesSpec, write_shapes
+from mmlavit.engine import PortableRunner
 
 ROOT = Path(__file__).resolve().parent.parent
+# images of the workspace, in each split
+TRAIN_IMAGES, TEST_IMAGES = 12, 6
+TRAIN_SCENES, TEST_SCENES = 4, 2
+
+Run = Callable[..., str]
 
 
 @pytest.fixture(scope='session')
@@ -15,3 +32,97 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp('data') / 'shapes'
     write_shapes(root, ShapesSpec(num_classification=(6, 3), num_scenes=(4, 2)))
     return root
+
+
+def load_tool(name: str) -> ModuleType:
+    """Import a script of tools/ as a module."""
+    path = ROOT / f'tools/{name}.py'
+    spec = importlib.util.spec_from_file_location(f'tools_{name}', path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def forget_runs() -> None:
+    """Drop scopes, loggers and the like: a run that starts in the same second would get them."""
+    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer, *Visualizer.__subclasses__()):
+        manager._instance_dict.clear()
+
+
+@pytest.fixture(scope='module')
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory outside the repository, with a space in its name, data and configs."""
+    root = tmp_path_factory.mktemp('work space')
+    spec = ShapesSpec(
+        num_classification=(TRAIN_IMAGES, TEST_IMAGES),
+        num_scenes=(TRAIN_SCENES, TEST_SCENES),
+        classification_size=32,
+        scene_size=64,
+    )
+    write_shapes(root / 'shapes', spec)
+    shutil.copytree(ROOT / 'tests/tool_configs', root, dirs_exist_ok=True)
+    return root
+
+
+@pytest.fixture
+def isolated(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Work in the workspace, and leave no default scope, logger or variable behind."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    yield
+    forget_runs()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a tool in this process and return what it printed."""
+
+    def call(tool: ModuleType, *argv: str) -> str:
+        forget_runs()
+        tool.main(argv)
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a tool that must stop with exit code 2 and no traceback, and return its message."""
+
+    def call(tool: ModuleType, *argv: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            tool.main(argv)
+        assert exit_info.value.code == 2
+        message = capsys.readouterr().err
+        assert 'Traceback' not in message
+        return message
+
+    return call
+
+
+@pytest.fixture(scope='module')
+def checkpoint(workspace: Path) -> str:
+    """A checkpoint of cls.py with random weights."""
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        cfg = Config.fromfile('cls.py')
+        cfg.work_dir = 'work_dirs/checkpoint'
+        model = PortableRunner.from_cfg(cfg).model
+    forget_runs()
+    path = workspace / 'cls.pth'
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, path)
+    return str(path)
+
+
+def metrics_of(output: str) -> dict[str, float]:
+    """Metrics that a test left in the file that its output names."""
+    path = output.rpartition('Metrics: ')[2].strip()
+    return json.loads(Path(path).read_text())
+
+
+def predictions(path: str) -> list[dict]:
+    """Predictions that a test wrote to ``--out``."""
+    return pickle.loads(Path(path).read_bytes())

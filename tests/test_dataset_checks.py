@@ -14,7 +14,8 @@ from PIL import Image
 from torch import nn
 
 from mmlavit.engine import DatasetCheckHook, PortableRunner, UserError, add_dataset_check
-from mmlavit.engine.dataset_checks import check_heads, check_masks, check_samples, class_heads
+from mmlavit.engine.check_masks import check_masks
+from mmlavit.engine.dataset_checks import check_heads, check_samples, class_heads
 
 CLS = 'shapes/lavit-nano_shapes-cls'
 DET = 'shapes/mask-rcnn_lavit-nano_shapes'

@@ -110,7 +110,7 @@ def test_options_train_with_amp_and_the_diagonality_loss(toolbox, options, shape
             cfg.model.auxiliary_head.in_index = 1
     if torch.cuda.is_available():
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    elif toolbox == 'mmseg':  # mmcv's RoIAlign knows no bfloat16 on a CPU
+    else:
         cfg.optim_wrapper.type = 'mmlavit.BFloat16OptimWrapper'
     cfg.custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]
     runner = build_runner(cfg)

@@ -2,7 +2,7 @@
 # Test with GPUS processes on each of NNODES machines, by torchrun.
 set -euo pipefail
 
-if [[ $# -lt 3 ]]; then
+if [[ $# -lt 3 || ! $3 =~ ^[1-9][0-9]*$ ]]; then
     echo "usage: [NNODES=1 NODE_RANK=0 MASTER_ADDR=127.0.0.1 PORT=29500]" \
         "$0 CONFIG CHECKPOINT GPUS [option of test.py ...]" >&2
     exit 2

@@ -2,7 +2,7 @@
 # Train with GPUS processes on each of NNODES machines, by torchrun.
 set -euo pipefail
 
-if [[ $# -lt 2 ]]; then
+if [[ $# -lt 2 || ! $2 =~ ^[1-9][0-9]*$ ]]; then
     echo "usage: [NNODES=1 NODE_RANK=0 MASTER_ADDR=127.0.0.1 PORT=29500]" \
         "$0 CONFIG GPUS [option of train.py ...]" >&2
     exit 2

@@ -21,24 +21,24 @@ Exit code 1: some images could not be read, they are listed; 2: nothing was pred
 """
 
 import json
-import os
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from mmengine.device import get_device
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from mmlavit.engine import UserError
+from mmlavit.engine.atomic_backend import AtomicBackend
 from mmlavit.engine.checkpoints import read_checkpoint
 from mmlavit.engine.image_files import find_images, read_image
 from mmlavit.engine.launch import LineParser, read_config, run_tool
 from mmlavit.engine.overrides import OverrideAction
 from mmlavit.engine.predictors import build_predictor
+from mmlavit.engine.tool_arguments import check_device, check_out
 
 Batch = list[tuple[str, np.ndarray]]
 
@@ -78,6 +78,7 @@ def build_parser() -> LineParser:
         metavar='KEY=VALUE',
         help='override keys of the config, as tools/test.py does',
     )
+    parser.add_trust_checkpoint()
     return parser
 
 
@@ -122,45 +123,12 @@ def predict(args: Namespace) -> None:
             progress.update(task, advance=len(batch))
 
     predictions = args.out / 'predictions.json'
-    replace_text(predictions, json.dumps(predictor.results, indent=1))
+    AtomicBackend().put_text(json.dumps(predictor.results, indent=1), predictions)
     count = len(images) - len(unreadable)
     print(f'{count} of {len(images)} images predicted: {predictions}')
     if unreadable:
         print(f'{len(unreadable)} images could not be read', file=sys.stderr)
         raise SystemExit(1)
-
-
-def check_out(out: Path, overwrite: bool) -> None:
-    """Stop where results would mix with what is there.
-
-    Args:
-        out: Folder of the results.
-        overwrite: Whether the user asked for it.
-
-    Raises:
-        UserError: If ``out`` is no folder, or not empty and not to be overwritten.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f'--out {str(out)!r} is a file, expected a folder')
-    if not overwrite and out.is_dir() and any(out.iterdir()):
-        raise UserError(f'--out {str(out)!r} is not empty; --overwrite replaces results in it')
-
-
-def check_device(name: str) -> str:
-    """Stop where a device does not exist.
-
-    Args:
-        name: As torch calls it.
-
-    Raises:
-        UserError: If torch cannot use it.
-    """
-    try:
-        torch.empty(1, device=name)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f'--device {name!r} cannot be used: {reason}') from error
-    return name
 
 
 def png_names(images: Iterable[str]) -> dict[str, str]:
@@ -202,21 +170,6 @@ def batches(
         batch.append((name, pixels))
     if batch:
         yield batch
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all.
-
-    Args:
-        path: The file.
-        text: What it shall hold.
-    """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,7 +8,6 @@ in the first 8 digits of the file's SHA-256. Publishing a checkpoint again gives
 
 import hashlib
 import io
-import os
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmlavit.engine import UserError
+from mmlavit.engine.atomic_backend import AtomicBackend
 from mmlavit.engine.checkpoints import read_checkpoint
 from mmlavit.engine.launch import LineParser, run_tool
 
@@ -29,6 +29,7 @@ def build_parser() -> LineParser:
     parser = LineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='checkpoint file, as training wrote it')
     parser.add_argument('--out', type=Path, help='folder to write to, by default that of the file')
+    parser.add_trust_checkpoint()
     return parser
 
 
@@ -96,20 +97,11 @@ def write_once(path: Path, content: bytes) -> bool:
     Raises:
         UserError: If a different file is there, or the file cannot be written.
     """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            if path.is_file() and path.read_bytes() == content:
-                return False
-            raise UserError(f'{str(path)!r} exists and differs from what would be written')
-        try:
-            temporary.write_bytes(content)
-            temporary.rename(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f'{str(path)!r} cannot be written: {error}') from error
+    if path.exists():
+        if path.is_file() and path.read_bytes() == content:
+            return False
+        raise UserError(f'{str(path)!r} exists and differs from what would be written')
+    AtomicBackend().put(content, path)
     return True
 
 

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import mmengine
 from mmengine.config import Config, ConfigDict
-from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
-from mmlavit.engine import StrictLoadHook, UserError, add_dataset_check
+from mmlavit.engine import StrictLoadHook, UserError, add_dataset_check, add_float32_operators
 from mmlavit.engine.launch import (
     ToolParser,
     build_runner,
@@ -93,10 +92,6 @@ def test(args: Namespace) -> None:
     cfg.load_from = args.checkpoint
     cfg.resume = False
     if args.amp:
-        if cfg.default_scope == 'mmdet' and get_device() == 'cpu':
-            raise UserError(
-                '--amp: without a GPU it is bfloat16, which metrics of mmdet cannot read'
-            )
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir:
         paint(cfg, args)
@@ -109,8 +104,7 @@ def test(args: Namespace) -> None:
     runner = build_runner(cfg)
     runner.register_hook(StrictLoadHook())
     add_dataset_check(runner)
-    if args.amp and get_device() == 'cpu':
-        runner.logger.info('Autocast runs in bfloat16.')
+    add_float32_operators(runner, cfg.test_cfg)
     if save_predictions and cfg.default_scope != 'mmseg':
         dump = 'mmdet.DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
         runner.test_evaluator.metrics.append(

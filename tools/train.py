@@ -1,13 +1,24 @@
 """Train a model of mmpretrain, mmdet or mmseg."""
 
+import signal
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import Runner
 
-from mmlavit.engine import StrictLoadHook, UserError, add_dataset_check
+from mmlavit.engine import (
+    FiniteLossHook,
+    PreemptionHook,
+    SeedHook,
+    StrictLoadHook,
+    UserError,
+    add_dataset_check,
+    add_float32_operators,
+)
 from mmlavit.engine.launch import (
     ToolParser,
     build_runner,
@@ -16,6 +27,7 @@ from mmlavit.engine.launch import (
     require,
     run_tool,
 )
+from mmlavit.engine.resume import latest_resume_point, read_resume_point
 
 
 def build_parser() -> ToolParser:
@@ -55,15 +67,38 @@ def train(args: Namespace) -> None:
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
     checkpoint = args.resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
-    if checkpoint:
-        resume(cfg, checkpoint)
+    warnings = resume(cfg, checkpoint) if checkpoint else []
     if cfg.get('load_from'):
         check_checkpoint(cfg.load_from)
     runner = build_runner(cfg)
+    for warning in warnings:
+        runner.logger.warning(f'--resume: {warning}')
     add_dataset_check(runner)
+    add_float32_operators(runner, cfg.get('val_cfg'))
     if cfg.get('resume'):
         runner.register_hook(StrictLoadHook())
-    runner.train()
+    with fault_hooks(runner):
+        runner.train()
+
+
+@contextmanager
+def fault_hooks(runner: Runner) -> Iterator[None]:
+    """Register the hooks that make faults harmless, unless the config has them.
+
+    They need mmengine's hook points only, and serve a ``runner_type`` of the config as well.
+
+    Args:
+        runner: The runner that trains within the context.
+    """
+    for kind in (SeedHook, FiniteLossHook, PreemptionHook):
+        if not any(isinstance(hook, kind) for hook in runner.hooks):
+            runner.register_hook(kind())
+    try:
+        yield
+    finally:
+        for hook in runner.hooks:
+            if isinstance(hook, PreemptionHook):
+                hook.signals.release()
 
 
 def set_mixed_precision(cfg: Config, enable: bool, device: str) -> None:
@@ -77,8 +112,7 @@ def set_mixed_precision(cfg: Config, enable: bool, device: str) -> None:
         device: Type of the device to train on, as ``'cuda'``.
 
     Raises:
-        UserError: If the config has an optimizer wrapper of another kind, or the model cannot train
-            in bfloat16.
+        UserError: If the config has an optimizer wrapper of another kind.
     """
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
@@ -96,11 +130,6 @@ def set_mixed_precision(cfg: Config, enable: bool, device: str) -> None:
             name = wrapper.type = 'AmpOptimWrapper'
             wrapper.setdefault('loss_scale', 'dynamic')
     if name == 'AmpOptimWrapper' and device == 'cpu':
-        if cfg.model.get('roi_head'):
-            raise UserError(
-                'mixed precision without a GPU is bfloat16, which RoIAlign of mmcv cannot read: '
-                'train this detector in float32, or on a GPU'
-            )
         wrapper.type = 'mmlavit.BFloat16OptimWrapper'
         for key in ('loss_scale', 'dtype'):
             wrapper.pop(key, None)
@@ -120,30 +149,46 @@ def scale_learning_rate(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def resume(cfg: Config, checkpoint: str) -> None:
+def resume(cfg: Config, checkpoint: str) -> list[str]:
     """Resume from a checkpoint; ``'auto'`` starts as if not resumed where there is none yet.
 
     Args:
         cfg: The config, changed in place.
-        checkpoint: A path or URL, or ``'auto'`` for the latest one in the work dir.
+        checkpoint: A path or URL, or ``'auto'`` for the newest complete one in the work dir.
+
+    Returns:
+        Warnings, as of files that are damaged.
 
     Raises:
-        UserError: If the latest checkpoint is not where the work dir says.
+        UserError: If the checkpoint is damaged or holds weights only, or none of several in the
+            work dir is complete.
     """
     if checkpoint == 'auto':
-        latest = find_latest_checkpoint(cfg.work_dir)
-        if latest is None:
-            cfg.resume = False
-            return
-        check_checkpoint(latest, f'the checkpoint that {cfg.work_dir}/last_checkpoint names,')
-        checkpoint = latest
-    cfg.resume = True
-    cfg.load_from = checkpoint
+        point = latest_resume_point(cfg.work_dir)
+    else:
+        point = read_resume_point(checkpoint)
+    cfg.resume = point is not None
+    if point is None:
+        return []
+    cfg.load_from = point.path
+    # The runner builds the dataloaders before it reads the seed, which orders their samples.
+    if not cfg.get('randomness'):
+        cfg.randomness = {}
+    if cfg.randomness.get('seed') is None:
+        cfg.randomness.seed = point.seed
+    return point.warnings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
-    run_tool(build_parser(), train, argv)
+    try:
+        run_tool(build_parser(), train, argv)
+    except KeyboardInterrupt:
+        print(
+            'train.py: interrupted before training began; no checkpoint was written',
+            file=sys.stderr,
+        )
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == '__main__':

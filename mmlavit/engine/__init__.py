@@ -3,15 +3,34 @@
 from mmlavit.errors import UserError
 
 from .bf16_optim_wrapper import BFloat16OptimWrapper
-from .hooks import DatasetCheckHook, DiagonalityLossHook, StrictLoadHook, add_dataset_check
+from .hooks import (
+    DatasetCheckHook,
+    DiagonalityHook,
+    DiagonalityLossHook,
+    FiniteLossHook,
+    Float32OperatorsHook,
+    PreemptionHook,
+    SafeCheckpointHook,
+    SeedHook,
+    StrictLoadHook,
+    add_dataset_check,
+    add_float32_operators,
+)
 from .portable_runner import PortableRunner
 
 __all__ = [
     'BFloat16OptimWrapper',
     'DatasetCheckHook',
+    'DiagonalityHook',
     'DiagonalityLossHook',
+    'FiniteLossHook',
+    'Float32OperatorsHook',
     'PortableRunner',
+    'PreemptionHook',
+    'SafeCheckpointHook',
+    'SeedHook',
     'StrictLoadHook',
     'UserError',
     'add_dataset_check',
+    'add_float32_operators',
 ]

@@ -12,6 +12,8 @@ from torch import nn
 
 from mmlavit.registry import OPTIM_WRAPPERS
 
+from .float32_operators import float32_operators
+
 __all__ = ['BFloat16OptimWrapper']
 
 
@@ -21,7 +23,8 @@ class BFloat16OptimWrapper(OptimWrapper):
 
     bfloat16 has the exponent range of float32, so gradients need no scaling. A checkpoint moves
     between this class and ``AmpOptimWrapper`` in both directions: this class ignores the state
-    of the loss scaler, and there it starts afresh.
+    of the loss scaler, and there it starts afresh. What cannot read bfloat16 stays in float32, see
+    :func:`mmlavit.engine.float32_operators.float32_operators`.
 
     Args:
         **kwargs: Passed to ``OptimWrapper``.
@@ -38,5 +41,9 @@ class BFloat16OptimWrapper(OptimWrapper):
         Args:
             model: The training model.
         """
-        with super().optim_context(model), autocast(dtype=torch.bfloat16):
+        with (
+            super().optim_context(model),
+            autocast(dtype=torch.bfloat16),
+            float32_operators(model),
+        ):
             yield

@@ -1,13 +1,11 @@
 """Whether datasets are usable and fit the model; what cannot be judged is left alone."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import mmcv
 import mmengine
-import numpy as np
-from mmengine import fileio
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 from torch import nn
@@ -17,10 +15,14 @@ from mmlavit.errors import UserError
 __all__ = [
     'base_datasets',
     'check_heads',
-    'check_masks',
+    'check_labels',
     'check_samples',
     'class_heads',
+    'class_names',
+    'dataset_name',
     'explain_empty',
+    'listing',
+    'wrong_labels',
 ]
 
 LISTED_NAMES = 10
@@ -52,7 +54,7 @@ def base_datasets(dataset: Any) -> Iterator[Any]:
 
 
 def check_samples(dataset: Any) -> None:
-    """Stop where a dataset has no samples, or loses classes of its annotation file.
+    """Stop where a dataset has no samples, or loses images or classes of its annotation file.
 
     mmdet drops a class that a COCO annotation file lacks, and numbers the labels in the order of
     the file, whatever the order of the classes.
@@ -61,8 +63,8 @@ def check_samples(dataset: Any) -> None:
         dataset: A dataset or a wrapper around some.
 
     Raises:
-        UserError: If a category is missing or stands elsewhere, or a dataset is empty; the message
-            names the files and what both sides have.
+        UserError: If image ids are not unique, a category is missing or stands elsewhere, or a
+            dataset is empty; the message names the files and what both sides have.
     """
     for base in base_datasets(dataset):
         _check_categories(base)
@@ -93,11 +95,13 @@ def _check_not_empty(dataset: Any) -> None:
         for name in ('img_suffix', 'filter_cfg')
         if getattr(dataset, name, None) is not None
     )
-    raise UserError(f'{_name(dataset)} has no samples{f" with {filters}" if filters else ""}')
+    raise UserError(
+        f'{dataset_name(dataset)} has no samples{f" with {filters}" if filters else ""}'
+    )
 
 
 def _check_categories(dataset: Any) -> None:
-    ids, classes = getattr(dataset, 'cat_ids', None), _classes(dataset)
+    ids, classes = getattr(dataset, 'cat_ids', None), class_names(dataset)
     if ids is None or not hasattr(dataset, 'COCOAPI') or classes is None:
         return
     # The classes that a dataset comes with fit its own files, which are large.
@@ -107,19 +111,25 @@ def _check_categories(dataset: Any) -> None:
     annotations = mmengine.load(
         dataset.ann_file, file_format='json', backend_args=dataset.backend_args
     )
+    repeated = [i for i, n in Counter(i['id'] for i in annotations['images']).items() if n > 1]
+    if repeated:
+        raise UserError(
+            f'{dataset_name(dataset)}: several images have the same id, and mmdet would keep one '
+            f'of each: {listing([str(i) for i in repeated])}'
+        )
     names = {category['id']: category['name'] for category in annotations['categories']}
     missing = [name for name in classes if name not in names.values()]
     if missing:
         raise UserError(
-            f'{_name(dataset)}: {len(missing)} of its {len(classes)} classes are no category of '
-            f'the annotation file: {_listing(missing)}; the file has {_listing(names.values())}. '
-            'Set metainfo=dict(classes=...) of the dataset'
+            f'{dataset_name(dataset)}: {len(missing)} of its {len(classes)} classes are no '
+            f'category of the annotation file: {listing(missing)}; the file has '
+            f'{listing(names.values())}. Set metainfo=dict(classes=...) of the dataset'
         )
     found = [names[category] for category in ids]
     if found != list(classes):
         raise UserError(
-            f'{_name(dataset)}: mmdet numbers labels in the order of the annotation file, '
-            f'{_listing(found)}, and metainfo has the classes as {_listing(classes)}. '
+            f'{dataset_name(dataset)}: mmdet numbers labels in the order of the annotation file, '
+            f'{listing(found)}, and metainfo has the classes as {listing(classes)}. '
             'Write them in the order of the file'
         )
 
@@ -157,7 +167,7 @@ def check_heads(model: nn.Module, dataset: Any) -> None:
     Raises:
         UserError: If a head disagrees; the message names both numbers.
     """
-    classes = _classes(dataset)
+    classes = class_names(dataset)
     if classes is None:
         return
     # A panoptic dataset has classes that its box and mask heads do not see.
@@ -169,85 +179,81 @@ def check_heads(model: nn.Module, dataset: Any) -> None:
     ]
     if wrong:
         raise UserError(
-            f'{", ".join(wrong)}, but {_name(dataset)} has {len(classes)} classes: '
-            f'{_listing(classes)}'
+            f'{", ".join(wrong)}, but {dataset_name(dataset)} has {len(classes)} classes: '
+            f'{listing(classes)}'
         )
 
 
-def check_masks(dataset: Any, ignored: Collection[int], num_masks: int) -> None:
-    """Stop where a mask of mmseg holds what is no class; some evenly spaced masks are read.
+def check_labels(model: nn.Module, dataset: Any) -> None:
+    """Stop where an annotation file of mmpretrain has a label beyond the classes.
+
+    Such a label ends a run on the CPU with an index, and one on a GPU with a device-side assertion.
 
     Args:
+        model: The model without wrappers, which knows the number of classes where the dataset
+            does not.
         dataset: A dataset without a wrapper.
-        ignored: Labels that do not count.
-        num_masks: How many masks to read at most.
 
     Raises:
-        UserError: If a mask is missing, has several channels or values that are no class, or the
-            dataset and its pipeline disagree on what 0 means.
+        UserError: If there is such a label; the message names the first image and its label.
     """
-    classes = _classes(dataset)
-    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
-    loaders = [t for t in transforms if hasattr(t, 'reduce_zero_label')]
-    if classes is None or not loaders or not num_masks or not hasattr(dataset, 'label_map'):
+    # Folders number their labels themselves.
+    if getattr(dataset, 'ann_file', ''):
+        for message in wrong_labels(model, dataset):
+            raise UserError(message)
+
+
+def wrong_labels(model: nn.Module, dataset: Any) -> Iterator[str]:
+    """Find labels of mmpretrain beyond the classes.
+
+    Args:
+        model: As :func:`check_labels` takes it.
+        dataset: A dataset without a wrapper.
+
+    Returns:
+        One message an image.
+    """
+    # mmdet numbers labels itself, whatever the ids of an annotation file.
+    if not hasattr(dataset, 'get_gt_labels'):
         return
-    loader, reduce_zero = loaders[0], dataset.reduce_zero_label
-    if loader.reduce_zero_label not in (None, reduce_zero):
-        raise UserError(
-            f'{_name(dataset)}: reduce_zero_label is {reduce_zero} for the dataset and '
-            f'{loader.reduce_zero_label} for {type(loader).__name__} in its pipeline'
-        )
-    # With a choice among the classes that the dataset comes with, masks have all of them.
-    num_values = len(dataset.label_map or classes)
-    expected = f'{int(reduce_zero)} to {num_values - 1 + reduce_zero} for the {num_values} classes'
-    for i in np.unique(np.linspace(0, len(dataset) - 1, num_masks).round().astype(int)):
-        info = dataset.get_data_info(int(i))
-        path = info.get('seg_map_path')
-        if path is None:
-            return
-        mask = _read_mask(path, info['img_path'], loader)
-        wrong = [
-            str(value)
-            for value in np.unique(mask).tolist()
-            if not 0 <= (label := _label(value, reduce_zero)) < num_values and label not in ignored
-        ]
+    classes = class_names(dataset)
+    counts: list[Any] = [head.num_classes for head in class_heads(model).values()]
+    num_classes = len(classes) if classes is not None else min(counts, default=None)
+    if num_classes is None:
+        return
+    for i in range(len(dataset)):
+        wrong = [label for label in dataset.get_cat_ids(i) if not 0 <= label < num_classes]
         if wrong:
-            raise UserError(
-                f'{path}: the mask has the values {_listing(wrong)}, expected {expected} '
-                f'({_listing(classes)}) or what is ignored: {", ".join(map(str, sorted(ignored)))}'
-                f'{" and 0, since reduce_zero_label is True" if reduce_zero else ""}'
+            yield (
+                f'{dataset_name(dataset)}: {dataset.get_data_info(i)["img_path"]} has the label '
+                f'{wrong[0]}, expected 0 to {num_classes - 1} for {num_classes} classes'
             )
 
 
-def _read_mask(path: str, image: str, loader: Any) -> np.ndarray:
-    try:
-        content = fileio.get(path, backend_args=loader.backend_args)
-    except FileNotFoundError as error:
-        raise UserError(f'{path}: no such mask; it belongs to {image}') from error
-    mask = mmcv.imfrombytes(content, flag='unchanged', backend=loader.imdecode_backend)
-    if mask is None or mask.squeeze().ndim != 2:
-        found = 'no image' if mask is None else f'an image of {mask.shape[-1]} channels'
-        raise UserError(f'{path}: {found}, expected a mask, one channel that holds class numbers')
-    return mask
+def class_names(dataset: Any) -> Sequence[str] | None:
+    """Names of a dataset's classes, ``None`` where it has none.
 
+    Args:
+        dataset: A dataset without a wrapper.
 
-def _label(value: int, reduce_zero: bool) -> int:
-    if not reduce_zero:
-        return value
-    return 255 if value in (0, 255) else value - 1
-
-
-def _classes(dataset: Any) -> Sequence[str] | None:
+    Raises:
+        UserError: If the classes are one string.
+    """
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if isinstance(classes, str):
         raise UserError(
-            f'{_name(dataset)}: metainfo has classes={classes!r}, expected a sequence of names; '
-            f'for one class write ({classes!r},) with the comma'
+            f'{dataset_name(dataset)}: metainfo has classes={classes!r}, expected a sequence of '
+            f'names; for one class write ({classes!r},) with the comma'
         )
     return classes
 
 
-def _name(dataset: Any) -> str:
+def dataset_name(dataset: Any) -> str:
+    """What messages call a dataset: its type and where it lies.
+
+    Args:
+        dataset: A dataset without a wrapper.
+    """
     prefixes = getattr(dataset, 'data_prefix', None) or {}
     where = (
         getattr(dataset, 'ann_file', None)
@@ -257,7 +263,12 @@ def _name(dataset: Any) -> str:
     return f'{type(dataset).__name__}{f" ({where})" if where else ""}'
 
 
-def _listing(names: Collection[str]) -> str:
+def listing(names: Collection[str]) -> str:
+    """The first names, and how many more there are.
+
+    Args:
+        names: The names.
+    """
     rest = len(names) - LISTED_NAMES
     more = f' and {rest} more' if rest > 0 else ''
     return ', '.join(list(names)[:LISTED_NAMES]) + more

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mmlavit.errors import UserError
 
-__all__ = ['find_images', 'read_image']
+__all__ = ['find_images', 'no_mask', 'read_image', 'unreadable']
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -75,20 +75,51 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         ValueError: If the file cannot be read as an image; the message tells why.
     """
+    _decode(path)
+    pixels = mmcv.imread(str(path), channel_order='rgb')
+    if pixels is None:
+        raise ValueError('OpenCV cannot decode it')
+    return pixels
+
+
+def unreadable(path: str, error: Exception) -> str:
+    """Tell why a file could not be read as an image.
+
+    Args:
+        path: The file.
+        error: What its reader raised, which is the answer where the file itself is in order.
+    """
+    try:
+        if '://' not in path:
+            _decode(Path(path))
+    except ValueError as reason:
+        return str(reason)
+    return str(error) or type(error).__name__
+
+
+def no_mask(path: str | None, found: str) -> str:
+    """Tell that a file is no mask.
+
+    Args:
+        path: The file.
+        found: What it is.
+    """
+    return f'{path}: {found}, expected a mask, one channel that holds class numbers'
+
+
+def _decode(path: Path) -> None:
     try:
         with path.open('rb') as stream:
             if not stream.read(1):
                 raise ValueError('the file is empty')
         with Image.open(path) as image:
             image.load()
+    except FileNotFoundError:
+        raise ValueError('no such file') from None
     except UnidentifiedImageError:
         raise ValueError('not an image of a known format') from None
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
-    pixels = mmcv.imread(str(path), channel_order='rgb')
-    if pixels is None:
-        raise ValueError('OpenCV cannot decode it')
-    return pixels
 
 
 def _search(path: Path) -> list[Path]:

@@ -1,12 +1,15 @@
 """What the tools share: arguments, config, runner and user errors."""
 
 import argparse
+import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
-from zipfile import is_zipfile
 
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
@@ -15,8 +18,11 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmlavit.checkpoints import check_checkpoint, safe_loading
 from mmlavit.errors import UserError
 
+from .check_build import config_errors
+from .check_config import check_work_dir, missing_paths, misspelt_keys
 from .overrides import OverrideAction, merge_overrides
 from .portable_runner import PortableRunner
 
@@ -41,13 +47,24 @@ LAUNCHER_VARIABLES = {
     'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK',
 }
 
+SECONDS_FOR_FIRST_RANK = 5
+
 
 class LineParser(argparse.ArgumentParser):
     """A parser whose errors take one line and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Print one message and exit with code 2."""
+        """Print one message and exit with code 2; with several processes, after the first one."""
+        _yield_to_first_rank()
         self.exit(2, f'{self.prog}: error: {message}\n')
+
+    def add_trust_checkpoint(self) -> None:
+        """Add the option with which a tool loads checkpoints that may run code."""
+        self.add_argument(
+            '--trust-checkpoint',
+            action='store_true',
+            help='load checkpoints that hold more than data, and run whatever code they name',
+        )
 
 
 class ToolParser(LineParser):
@@ -82,6 +99,7 @@ class ToolParser(LineParser):
             action='store_true',
             help='switch off persistent_workers of the dataloaders',
         )
+        self.add_trust_checkpoint()
         # torch.distributed.launch passes --local-rank; torchrun sets LOCAL_RANK.
         self.add_argument(
             '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS
@@ -97,15 +115,36 @@ def run_tool(
         parser: Parser of the tool.
         tool: Called with the parsed arguments.
         argv: Arguments, ``sys.argv[1:]`` if None.
+
+    Raises:
+        SystemExit: With code 2 for a ``UserError``, with its own code if the tool exits.
     """
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(getattr(args, 'local_rank', 0)))
+    code = None
     try:
-        tool(args)
+        with safe_loading(trust=getattr(args, 'trust_checkpoint', False)):
+            tool(args)
     except UserError as error:
         parser.error(str(error))
+    except SystemExit as error:
+        code = error.code
+    # Not earlier: an error that is handled keeps the frames, and these the model, alive.
     if dist.is_initialized():
         dist.destroy_process_group()
+        # The model's wrapper holds the group still, and a thread of gloo that drops a tensor while
+        # Python shuts down aborts the process.
+        gc.collect()
+    if code is not None:
+        sys.exit(code)
+
+
+def _yield_to_first_rank() -> None:
+    # What is wrong is wrong in every process as a rule. When the first one says so and exits, the
+    # launcher ends the others, which wait here; one that fails alone speaks afterwards.
+    if any(os.environ.get(name, '0') != '0' for name in LAUNCHER_VARIABLES.values() if name):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(SECONDS_FOR_FIRST_RANK)
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -152,6 +191,10 @@ def read_config(path: str, overrides: dict[str, Any] | None) -> Config:
         cfg = Config.fromfile(path)
     except (ConfigParsingError, ImportError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f'config file {path!r} cannot be read: {error}') from error
+    except Exception as error:
+        # A config is Python, and what it runs into is named by the type.
+        kind = type(error).__name__
+        raise UserError(f'config file {path!r} cannot be read: {kind}: {error}') from error
     merge_overrides(cfg, overrides or {})
     scope = cfg.get('default_scope')
     if scope not in TOOLBOXES:
@@ -180,50 +223,24 @@ def require(cfg: Config, *keys: str) -> None:
 
     Args:
         cfg: The config.
-        *keys: Top-level keys that must be set. Local data roots of those that are dataloaders
-            must exist.
+        *keys: Top-level keys that must be set. Local data of those that are dataloaders must
+            exist.
 
     Raises:
-        UserError: If a key or a data root is missing.
+        UserError: If a key or data is missing, or a key of the config is a misspelt one of the
+            runner's.
     """
+    misspelt = misspelt_keys(cfg)
+    if misspelt:
+        raise UserError(f'{cfg.filename}: {misspelt[0]}')
     missing = [key for key in keys if cfg.get(key) is None]
     if missing:
         raise UserError(f'{cfg.filename}: {", ".join(missing)} must be set')
     for key in keys:
-        for dataset in _datasets(cfg[key].get('dataset')):
-            root = dataset.get('data_root')
-            local = root and ':' not in root and not dataset.get('backend_args')
-            if local and not Path(root).exists():
-                raise UserError(f'{key}: data_root {root!r} does not exist, seen from {Path.cwd()}')
-
-
-def _datasets(dataset: Any) -> Iterator[ConfigDict]:
-    if isinstance(dataset, dict):
-        yield dataset
-        for inner in (dataset.get('dataset'), *(dataset.get('datasets') or ())):
-            yield from _datasets(inner)
-
-
-def check_checkpoint(path: str, name: str = 'checkpoint') -> None:
-    """Stop where a local checkpoint does not exist or is no file that torch wrote.
-
-    Args:
-        path: A path, or a URL, which is left to the loader.
-        name: What the message calls it.
-
-    Raises:
-        UserError: If the file cannot be a checkpoint.
-    """
-    if '://' in path:
-        return
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f'{name} {path!r} does not exist')
-    with file.open('rb') as stream:
-        # torch writes a zip archive; before version 1.6 it wrote a pickle, which starts like this.
-        pickled = stream.read(1) == b'\x80'
-    if not pickled and not is_zipfile(file):
-        raise UserError(f'{name} {path!r} is damaged, or was not written by torch.save')
+        if isinstance(cfg[key], str | int | float):
+            raise UserError(f'{cfg.filename}: {key} is {cfg[key]!r}, expected a dictionary')
+        for message in missing_paths(cfg, key):
+            raise UserError(message)
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -231,5 +248,11 @@ def build_runner(cfg: Config) -> Runner:
 
     Args:
         cfg: The config.
+
+    Raises:
+        UserError: If the work dir cannot be written to, or a constructor refuses a value of the
+            config; any other error keeps its traceback (see :func:`find_refusal`).
     """
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else PortableRunner.from_cfg(cfg)
+    check_work_dir(cfg.work_dir)
+    with config_errors(cfg):
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else PortableRunner.from_cfg(cfg)

@@ -1,22 +1,35 @@
 """mmengine's runner, also for several processes on machines without an accelerator."""
 
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
-from mmengine.runner import BaseLoop, Runner
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIMIZERS
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Priority, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmlavit.checkpoints import safe_loading
 from mmlavit.errors import UserError
 from mmlavit.registry import RUNNERS
 
+from .atomic_backend import ATOMIC
+from .check_build import config_errors, unknown_type
 from .dataset_checks import check_samples, explain_empty
+from .epoch_loop import ResumableEpochLoop
+from .hooks import SafeCheckpointHook
 
 __all__ = ['PortableRunner']
+
+UPSTREAM_EPOCH_LOOP = ('EpochBasedTrainLoop', 'mmengine.EpochBasedTrainLoop', EpochBasedTrainLoop)
+UPSTREAM_CHECKPOINT_HOOK = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
 
 
 @RUNNERS.register_module()
@@ -26,7 +39,12 @@ class PortableRunner(Runner):
     mmengine's ``Runner`` selects a CUDA device for each process and hands it to
     ``DistributedDataParallel``. Without an accelerator this class starts the process group itself,
     wraps the model without device ids and turns ``SyncBatchNorm``, which has no CPU kernel, into
-    ``BatchNorm``. With an accelerator it is ``Runner``.
+    ``BatchNorm``.
+
+    On every machine, checkpoints are written in one step, a ``CheckpointHook`` is a
+    :class:`SafeCheckpointHook` and an ``EpochBasedTrainLoop`` a :class:`ResumableEpochLoop`, so
+    that a run may be killed at any moment and resumed. A value of the config that a loop, dataset,
+    metric, optimizer or schedule refuses ends the run in a ``UserError`` that names it.
     """
 
     @property
@@ -61,14 +79,157 @@ class PortableRunner(Runner):
 
         Args:
             loop: As ``Runner`` takes it.
+
+        Raises:
+            UserError: If a value of the config is refused.
         """
         self._init_model_weights()
-        return super().build_train_loop(loop)
+        if isinstance(loop, dict):
+            if ('type' in loop) == ('by_epoch' in loop):
+                found = ', '.join(loop)
+                raise UserError(f'train_cfg has {found}, expected one of type and by_epoch')
+            loop = dict(loop)
+            if loop.pop('by_epoch', False) or loop.get('type') in UPSTREAM_EPOCH_LOOP:
+                loop['type'] = ResumableEpochLoop
+            loop.setdefault('type', 'IterBasedTrainLoop')
+        with self._config_errors(train_cfg=loop):
+            return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        """Build the loop of validation, and with it the dataset and the metrics.
+
+        Args:
+            loop: As ``Runner`` takes it.
+
+        Raises:
+            UserError: If a value of the config is refused.
+        """
+        if isinstance(loop, dict):
+            loop = {'type': 'ValLoop', **loop}
+        with self._config_errors(val_cfg=loop):
+            return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        """Build the loop of testing, and with it the dataset and the metrics.
+
+        Args:
+            loop: As ``Runner`` takes it.
+
+        Raises:
+            UserError: If a value of the config is refused.
+        """
+        if isinstance(loop, dict):
+            loop = {'type': 'TestLoop', **loop}
+        with self._config_errors(test_cfg=loop):
+            return super().build_test_loop(loop)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
+        """Build the optimizer and its wrapper.
+
+        Args:
+            optim_wrapper: As ``Runner`` takes it.
+
+        Raises:
+            UserError: If a value of the config is refused.
+        """
+        if isinstance(optim_wrapper, dict):
+            kind = (optim_wrapper.get('optimizer') or {}).get('type')
+            # mmengine looks at its signature before it builds it, whatever it found.
+            if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+                raise UserError(f'optim_wrapper.optimizer: {unknown_type(OPTIMIZERS, kind)}')
+        with self._config_errors():
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Build the schedules.
+
+        Args:
+            scheduler: As ``Runner`` takes it.
+
+        Raises:
+            UserError: If a value of the config is refused.
+        """
+        with self._config_errors():
+            return super().build_param_scheduler(scheduler)
+
+    def _config_errors(self, **built: Any) -> AbstractContextManager[None]:
+        """Name refused values by their place in the config, of which some are built as given."""
+        return config_errors({**dict(self.cfg.items()), **built})
 
     def _init_model_weights(self) -> None:
         model = self.model.module if is_model_wrapper(self.model) else self.model
         if not getattr(model, 'is_init', False):
-            super()._init_model_weights()
+            with safe_loading():
+                super()._init_model_weights()
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint as data, unless an enclosing ``safe_loading`` trusts it.
+
+        Args:
+            filename: A path, URL, or name that mmengine knows.
+            *args: As ``Runner`` takes them.
+            **kwargs: As ``Runner`` takes them.
+
+        Raises:
+            UserError: If the checkpoint holds what is not allowed.
+        """
+        with safe_loading():
+            return super().load_checkpoint(filename, *args, **kwargs)
+
+    def register_hook(
+        self, hook: Hook | dict[str, Any], priority: str | int | Priority | None = None
+    ) -> None:
+        """Register a hook.
+
+        Args:
+            hook: As ``Runner`` takes it.
+            priority: As ``Runner`` takes it.
+        """
+        if isinstance(hook, dict) and hook.get('type') in UPSTREAM_CHECKPOINT_HOOK:
+            hook = {**hook, 'type': SafeCheckpointHook}
+        super().register_hook(hook, priority)
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict[str, Any] | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict[str, Any] | None = None,
+        by_epoch: bool = True,
+        backend_args: dict[str, Any] | None = None,
+    ) -> None:
+        """Save a checkpoint; a file on a local disk is complete or not there.
+
+        Args:
+            out_dir: As ``Runner`` takes it.
+            filename: As ``Runner`` takes it.
+            file_client_args: As ``Runner`` takes it; with this deprecated argument the file is
+                written as ``Runner`` writes it.
+            save_optimizer: As ``Runner`` takes it.
+            save_param_scheduler: As ``Runner`` takes it.
+            meta: As ``Runner`` takes it.
+            by_epoch: As ``Runner`` takes it.
+            backend_args: As ``Runner`` takes it.
+
+        Raises:
+            UserError: If the file cannot be written, as on a full disk.
+        """
+        if file_client_args is None:
+            backend = get_file_backend(out_dir, backend_args=backend_args)
+            if type(backend) is LocalBackend:
+                backend_args = {'backend': ATOMIC}
+        super().save_checkpoint(
+            out_dir,
+            filename,
+            file_client_args,
+            save_optimizer,
+            save_param_scheduler,
+            meta,
+            by_epoch,
+            backend_args,
+        )
 
     @staticmethod
     def build_dataloader(

@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 
+from mmlavit.checkpoints import safe_loading
 from mmlavit.errors import UserError
 
 from .hooks.strict_load_hook import check_belongs
@@ -48,7 +49,9 @@ class Predictor(ABC):
         with warnings.catch_warnings():
             # Said of a checkpoint without classes; those of self.classes replace the default.
             warnings.filterwarnings('ignore', 'dataset_meta or class names are not saved')
-            self.inferencer = self._build(cfg, weights, device)
+            # The inferencers read the file by themselves.
+            with safe_loading():
+                self.inferencer = self._build(cfg, weights, device)
 
     def predict(self, paths: Sequence[Path]) -> list[Any]:
         """Predict images in one batch.

@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmlavit.checkpoints import load_checkpoint
 from mmlavit.errors import UserError
 
-from .layers.attention import is_window_transform
+from .key_differences import key_differences, listing
 
 
 def load_pretrained(
@@ -31,8 +31,8 @@ def load_pretrained(
         map_location: Where tensors are put while loading.
 
     Raises:
-        UserError: If the file does not exist or holds no state dict, or the keys do not match; the
-            message lists them.
+        UserError: If the file does not exist, holds no state dict or more than data, or the keys do
+            not match; the message lists them.
     """
     source = _read_state_dict(checkpoint, map_location)
     if prefix is None:
@@ -42,27 +42,22 @@ def load_pretrained(
     found = {k.removeprefix(prefix): v for k, v in source.items() if k.startswith(prefix)}
     if not found:
         raise UserError(
-            f'{checkpoint}: no key starts with {prefix!r}. Found {_listing(sorted(source))}'
+            f'{checkpoint}: no key starts with {prefix!r}'
+            + _paragraph('keys in the file', sorted(source))
         )
     target = backbone.state_dict()
     stages = {_stage(k) for k in target}
     unused = [k for k in found if k not in target and (_is_norm(k) or _stage(k) not in stages)]
     new = [k for k in target if k not in found and _is_norm(k)]
-    unexpected = [k for k in found if k not in target and k not in unused]
-    missing = [k for k in target if k not in found and k not in new]
-    common = [k for k in target if k in found]
-    differing = [k for k in common if found[k].shape != target[k].shape]
-    resized = [k for k in differing if is_window_transform(k)]
-    mismatched = [k for k in differing if k not in resized]
-
-    if missing or unexpected or mismatched:
-        shapes = [f'{k} {tuple(found[k].shape)} -> {tuple(target[k].shape)}' for k in mismatched]
+    kept = {k: v for k, v in found.items() if k not in unused}
+    differences = key_differences(kept, {k: v for k, v in target.items() if k not in new})
+    if differences:
         raise UserError(
-            f'{checkpoint} does not fit {type(backbone).__name__}:'
-            + _paragraph('missing from the file', missing)
-            + _paragraph('unexpected in the file', unexpected)
-            + _paragraph('of another shape (file -> model)', shapes)
+            f'{checkpoint} does not fit {type(backbone).__name__}:\n' + '\n'.join(differences)
         )
+    common = [k for k in target if k in found]
+    # Only window transforms may differ in shape.
+    resized = [k for k in common if found[k].shape != target[k].shape]
     backbone.load_state_dict({k: found[k] for k in common}, strict=False)
 
     outside = [k for k in source if not k.startswith(prefix)] + [prefix + k for k in unused]
@@ -77,26 +72,19 @@ def load_pretrained(
 
 
 def _read_state_dict(checkpoint: str, map_location: str) -> dict[str, Tensor]:
-    try:
-        content = CheckpointLoader.load_checkpoint(checkpoint, map_location, logger='current')
-    except FileNotFoundError as error:
+    if '://' not in checkpoint and not Path(checkpoint).expanduser().is_file():
         raise UserError(
             f'{checkpoint} does not exist, seen from {Path.cwd()}: pre-train first, name another '
             'file as model.backbone.init_cfg.checkpoint, or set model.backbone.init_cfg=None to '
             'train from scratch'
-        ) from error
-    except Exception as error:
-        raise UserError(f'{checkpoint}: cannot be read as a checkpoint: {error}') from error
-    state = content.get('state_dict', content) if isinstance(content, dict) else content
-    if not isinstance(state, dict):
-        raise UserError(
-            f'{checkpoint}: found a {type(state).__name__}, expected a state dict or a dict with '
-            "the key 'state_dict'"
         )
+    content = load_checkpoint(checkpoint, map_location)
+    state = content.get('state_dict', content)
     state = {str(k).removeprefix('module.'): v for k, v in state.items()}
     if not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(
-            f'{checkpoint}: found no state dict but a dict with {_listing(sorted(state))}'
+            f'{checkpoint}: found a dict that is no state dict'
+            + _paragraph('keys in the file', sorted(state))
         )
     return state
 
@@ -112,9 +100,4 @@ def _stage(key: str) -> str:
 
 
 def _paragraph(title: str, keys: list[str]) -> str:
-    return f'\n  {title}: {_listing(keys)}' if keys else ''
-
-
-def _listing(keys: list[str], most: int = 20) -> str:
-    rest = f' and {len(keys) - most} more' if len(keys) > most else ''
-    return f'{len(keys)} keys: {", ".join(keys[:most])}{rest}'
+    return f'\n  {title}: {listing(keys)}' if keys else ''

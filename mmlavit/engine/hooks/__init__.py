@@ -1,13 +1,26 @@
 """Hooks."""
 
+from .checkpoint_hook import SafeCheckpointHook
 from .dataset_check_hook import DatasetCheckHook, add_dataset_check
+from .diagonality_hook import DiagonalityHook
 from .diagonality_loss_hook import DiagonalityLossHook, attach_diagonality_loss
+from .finite_loss_hook import FiniteLossHook
+from .float32_operators_hook import Float32OperatorsHook, add_float32_operators
+from .preemption_hook import PreemptionHook
+from .seed_hook import SeedHook
 from .strict_load_hook import StrictLoadHook
 
 __all__ = [
     'DatasetCheckHook',
+    'DiagonalityHook',
     'DiagonalityLossHook',
+    'FiniteLossHook',
+    'Float32OperatorsHook',
+    'PreemptionHook',
+    'SafeCheckpointHook',
+    'SeedHook',
     'StrictLoadHook',
     'add_dataset_check',
+    'add_float32_operators',
     'attach_diagonality_loss',
 ]

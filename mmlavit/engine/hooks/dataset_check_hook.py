@@ -8,10 +8,12 @@ from mmengine.runner import BaseLoop, Runner
 
 from mmlavit.registry import HOOKS
 
+from ..check_masks import check_masks
+from ..checked_pipeline import name_files
 from ..dataset_checks import (
     base_datasets,
     check_heads,
-    check_masks,
+    check_labels,
     check_samples,
     class_heads,
 )
@@ -23,9 +25,10 @@ __all__ = ['DatasetCheckHook', 'add_dataset_check']
 class DatasetCheckHook(Hook):
     """Compare the datasets of a run with their files and with the model before it starts.
 
-    The run stops where a dataset is empty, where classes are missing from a COCO annotation file or
-    stand in another order there, where a head has another number of classes, and where masks hold
-    values beyond the classes. Datasets and heads of another make are not checked. tools/train.py
+    The run stops where a dataset is empty, where a COCO annotation file has an image id twice,
+    lacks classes or has them in another order, where a head has another number of classes, and
+    where labels or masks hold values beyond the classes. Datasets and heads of another make are not
+    checked. Files that cannot be read are named when the run meets them. tools/train.py
     and tools/test.py add this hook; configure it as any other::
 
         custom_hooks = [dict(type='mmlavit.DatasetCheckHook', num_masks=0)]
@@ -66,7 +69,9 @@ class DatasetCheckHook(Hook):
         check_samples(data)
         for dataset in base_datasets(data):
             check_heads(model, dataset)
+            check_labels(model, dataset)
             check_masks(dataset, ignored or {255}, self.num_masks)
+            name_files(dataset)
 
 
 def add_dataset_check(runner: Runner) -> None:

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mmlavit.errors import UserError
 from mmlavit.models import DiagonalityLoss, LessAttention
 from mmlavit.registry import HOOKS
 
@@ -44,7 +45,7 @@ class DiagonalityLossHook(Hook):
         """Attach to the model.
 
         Raises:
-            RuntimeError: If the model has no less-attention layer.
+            UserError: If the model has no less-attention layer.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._handles = attach_diagonality_loss(model, self.loss)
@@ -67,11 +68,11 @@ def attach_diagonality_loss(model: nn.Module, loss: DiagonalityLoss) -> list[Rem
         Handles whose ``remove()`` detaches the loss.
 
     Raises:
-        RuntimeError: If the model has no less-attention layer.
+        UserError: If the model has no less-attention layer.
     """
     layers = [m for m in model.modules() if isinstance(m, LessAttention)]
     if not layers:
-        raise RuntimeError(
+        raise UserError(
             f'loss_dp: {type(model).__name__} has no less-attention layer; remove '
             'DiagonalityLossHook from custom_hooks or use a LaViT backbone with less_attention=True'
         )

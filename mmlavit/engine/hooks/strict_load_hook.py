@@ -9,12 +9,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmlavit.errors import UserError
-from mmlavit.models.layers import is_window_transform
+from mmlavit.models.key_differences import key_differences
 from mmlavit.registry import HOOKS
 
 __all__ = ['StrictLoadHook', 'check_belongs']
-
-LISTED_KEYS = 10
 
 
 @HOOKS.register_module()
@@ -61,37 +59,18 @@ def check_belongs(checkpoint: Any, model: nn.Module, source: str) -> None:
     """
     if not isinstance(checkpoint, dict):
         raise UserError(f'{source} holds a {type(checkpoint).__name__}, expected a state dict')
-    differences = _differences(model, checkpoint.get('state_dict', checkpoint))
+    found = _compared(checkpoint.get('state_dict', checkpoint))
+    differences = key_differences(found, _compared(model.state_dict()))
     if differences:
         raise UserError(
             f'{source} does not belong to this {type(model).__name__}:\n' + '\n'.join(differences)
         )
 
 
-def _differences(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
-    found = _shapes({key.removeprefix('module.'): value for key, value in state_dict.items()})
-    expected = _shapes(model.state_dict())
-    listings = {
-        'missing from the file': [key for key in expected if key not in found],
-        'not in the model': [key for key in found if key not in expected],
-        'of another shape': [
-            f'{key} {found[key]} in the file, {shape} in the model'
-            for key, shape in expected.items()
-            if key in found and found[key] != shape and not is_window_transform(key)
-        ],
-    }
-    return [f'  {kind}: {_listing(keys)}' for kind, keys in listings.items() if keys]
-
-
-def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _compared(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    state = {str(key).removeprefix('module.'): value for key, value in state_dict.items()}
     return {
-        key: tuple(getattr(value, 'shape', ()))
-        for key, value in state_dict.items()
+        key: value
+        for key, value in state.items()
         if not (key.startswith('data_preprocessor.') or key.endswith('.num_batches_tracked'))
     }
-
-
-def _listing(keys: list[str]) -> str:
-    rest = len(keys) - LISTED_KEYS
-    more = f' and {rest} more' if rest > 0 else ''
-    return f'{len(keys)}: {", ".join(keys[:LISTED_KEYS])}{more}'

@@ -102,6 +102,9 @@ class FusedVanillaAttention(VanillaAttention):
             keys = key_bias(mask, q.dtype)
             bias = keys if bias is None else bias + keys
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if torch.compiler.is_exporting():
+            # the exporter's own attention has another memory layout, which a later view depends on
+            out = out.clone(memory_format=torch.contiguous_format)
         return self.proj(merge(out, self.window, (x.shape[1], x.shape[2]))), None
 
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .padding import ceil_divide
+
 
 class AttentionResidual(nn.Module):
     """Downsample attention logits to the next stage's map: ``LS(Conv1x1(Norm(DWConv(A))))``.
@@ -55,7 +57,9 @@ class AttentionResidual(nn.Module):
             ``ceil(h / 2)`` and ``ceil(w / 2)``: ``(B * next windows, out_heads, N', N')``.
         """
         # logits near the half-precision limit have squares beyond it
-        with torch.autocast(logits.device.type, enabled=False):
+        # (on the meta device, where costs are counted, there is no autocast)
+        device = 'cpu' if logits.is_meta else logits.device.type
+        with torch.autocast(device, enabled=False):
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             if mask is not None:
                 pairs = mask[:, None, :, None] & mask[:, None, None, :]
@@ -75,8 +79,8 @@ class AttentionResidual(nn.Module):
         """
         n, m = self.in_window, (self.in_window + 1) // 2
         heads = logits.shape[1]
-        rows, cols = -(-size[0] // n), -(-size[1] // n)
-        out_rows, out_cols = (-(-((s + 1) // 2) // self.out_window) for s in size)
+        rows, cols = ceil_divide(size[0], n), ceil_divide(size[1], n)
+        out_rows, out_cols = (ceil_divide(ceil_divide(s, 2), self.out_window) for s in size)
         scores = logits.reshape(-1, rows, cols, heads, n, n, n * n)  # query y, x, key
         batch = scores.shape[0]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .ffn import ConvFFN
 from .streamed_ffn import stream
-from .tiles import is_streamed, tiles
+from .tiles import autocast_dtype, is_streamed, tile_mask, tiles
 
 
 class Block(nn.Module):
@@ -78,7 +78,7 @@ class Block(nn.Module):
             tokens, tile_logits = self.attn(
                 self.norm1(tile),
                 None if logits is None else logits[groups],
-                None if mask is None else mask[groups],
+                tile_mask(mask, groups),
             )
             torch.add(tile, tokens, out=out[images, lines])
             if tile_logits is not None:
@@ -86,13 +86,14 @@ class Block(nn.Module):
                     shape = (len(x) * rows * cols, *tile_logits.shape[1:])
                     out_logits = tile_logits.new_empty(shape)
                 out_logits[groups] = tile_logits
+        dtype, layers = autocast_dtype(x), self.ffn.cast_layers(x)
         # in place: the rows that a tile reads have not been written yet
         for images, group in groupby(
             tiles(x, self.ffn.fc1.out_features, 2), key=lambda tile: tile[0]
         ):
             top = 0
-            normed = (self.norm2(out[images, lines]) for _, lines in group)
-            for tile in stream(normed, height, self.ffn.layers):
+            normed = (self.norm2(out[images, lines]).to(dtype) for _, lines in group)
+            for tile in stream(normed, height, layers):
                 out[images, top : top + tile.shape[1]] += tile
                 top += tile.shape[1]
         return out, out_logits

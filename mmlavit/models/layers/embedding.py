@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .padding import is_multiple
+from .padding import ceil_divide, is_multiple
 
 
 class PatchEmbed(nn.Module):
@@ -35,6 +35,7 @@ class PatchEmbed(nn.Module):
         """
         h, w = x.shape[1:3]
         if not (is_multiple(h, self.patch) and is_multiple(w, self.patch)):
-            x = F.pad(x, (0, 0, 0, -w % self.patch, 0, -h % self.patch))
+            rows, cols = ceil_divide(h, self.patch), ceil_divide(w, self.patch)
+            x = F.pad(x, (0, 0, 0, cols * self.patch - w, 0, rows * self.patch - h))
         x = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.norm(x)

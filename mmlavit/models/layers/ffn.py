@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .streamed_ffn import StreamedFFN
-from .tiles import is_streamed
+from .tiles import autocast_dtype, is_streamed
 
 
 class ConvFFN(nn.Module):
@@ -38,10 +38,7 @@ class ConvFFN(nn.Module):
             Map of shape ``(B, h, w, dim)``.
         """
         if real is None and is_streamed(x):
-            dtype = x.dtype
-            if torch.is_autocast_enabled(x.device.type):
-                dtype = torch.get_autocast_dtype(x.device.type)
-            return StreamedFFN.apply(*(value.to(dtype) for value in (x, *self.layers)))
+            return StreamedFFN.apply(x.to(autocast_dtype(x)), *self.cast_layers(x))
         hidden = self.fc1(x)
         if real is not None:
             hidden = hidden.masked_fill(~real[..., None], 0)
@@ -55,9 +52,9 @@ class ConvFFN(nn.Module):
         hidden = self.dwconv(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.fc2(F.gelu(hidden))
 
-    @property
-    def layers(self) -> tuple[Tensor, ...]:
-        """Weight and bias of each of the three layers."""
+    def cast_layers(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Weight and bias of each of the three layers, in the type that ``x`` is computed in."""
         first, conv, second = self.fc1, self.dwconv, self.fc2
         assert conv.bias is not None
-        return first.weight, first.bias, conv.weight, conv.bias, second.weight, second.bias
+        layers = (first.weight, first.bias, conv.weight, conv.bias, second.weight, second.bias)
+        return tuple(layer.to(autocast_dtype(x)) for layer in layers)

@@ -13,7 +13,8 @@ def real_pixels(images: Tensor) -> Tensor | None:
     """Find the padding that a data preprocessor marked with :data:`PAD_VALUE`.
 
     Padding lies at the bottom and on the right, so the last pixel of an image tells whether there
-    is any. Compiled and exported models are for images of one size and do not look.
+    is any. Compiled and exported models are for images of one size and do not look, and tensors
+    on the meta device have no pixels.
 
     Args:
         images: Batch of shape ``(B, C, h, w)``.
@@ -22,12 +23,23 @@ def real_pixels(images: Tensor) -> Tensor | None:
         Booleans of shape ``(B, h, w)``, true where a pixel belongs to its image, or None where all
         do.
     """
-    if not is_eager():
+    if images.is_meta or not is_eager():
         return None
     limit = PAD_VALUE / 2
     if not (images[:, 0, -1, -1] < limit).any():
         return None
     return images[:, 0] >= limit
+
+
+def ceil_divide(side: int, step: int) -> int:
+    """Count the windows or patches that cover a side.
+
+    Args:
+        side: Side of a map.
+        step: Side of a window or a patch.
+    """
+    # ONNX divides integers toward zero, so that -(-side // step) would come out one too low
+    return (side + step - 1) // step
 
 
 def is_multiple(side: int, step: int) -> bool:

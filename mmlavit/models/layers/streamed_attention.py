@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .scores import saturate, silence, softmax, transform
-from .tiles import runs
+from .tiles import runs, tile_mask
 
 
 class StreamedLessAttention(torch.autograd.Function):
@@ -36,9 +36,9 @@ class StreamedLessAttention(torch.autograd.Function):
         # contiguous, whatever the inputs are: tiles are written through views
         out, new_logits = v.new_empty(v.shape), logits.new_empty(logits.shape)
         for groups in runs(logits):
-            tile_mask = None if mask is None else mask[groups]
-            new = transform(logits[groups], theta, psi, tile_mask, out=new_logits[groups])
-            attn = softmax(new, tile_mask).to(v.dtype)
+            real = tile_mask(mask, groups)
+            new = transform(logits[groups], theta, psi, real, out=new_logits[groups])
+            attn = softmax(new, real).to(v.dtype)
             torch.bmm(attn.flatten(0, 1), v[groups].flatten(0, 1), out=out[groups].flatten(0, 1))
         ctx.save_for_backward(logits, new_logits, v, theta, psi, mask)
         ctx.set_materialize_grads(False)
@@ -55,12 +55,12 @@ class StreamedLessAttention(torch.autograd.Function):
         wide = torch.promote_types(logits.dtype, torch.float32)
         grad_theta, grad_psi = (torch.zeros_like(t, dtype=wide) for t in (theta, psi))
         for groups in runs(logits):
-            tile_mask = None if mask is None else mask[groups]
+            real = tile_mask(mask, groups)
             grad = None if grad_new is None else grad_new[groups]
             if grad_out is None:
                 grad_v[groups] = 0
             else:
-                attn = softmax(new_logits[groups], tile_mask)
+                attn = softmax(new_logits[groups], real)
                 mine = grad_out[groups].flatten(0, 1)  # (groups * heads, N, d)
                 torch.bmm(attn.to(v.dtype).flatten(0, 1).mT, mine, out=grad_v[groups].flatten(0, 1))
                 grad_attn = torch.bmm(mine, v[groups].flatten(0, 1).mT).view_as(attn)
@@ -71,7 +71,7 @@ class StreamedLessAttention(torch.autograd.Function):
             if grad is None:
                 grad_logits[groups] = 0
                 continue
-            silent = silence(logits[groups], tile_mask)
+            silent = silence(logits[groups], real)
             half = saturate(silent @ theta.T)
             grad = _unsaturated(grad, new_logits[groups])
             # sum over groups and heads of (N, N) x (N, N)
@@ -81,8 +81,8 @@ class StreamedLessAttention(torch.autograd.Function):
             # (N, groups * heads * N) x (groups * heads * N, N)
             grad_theta += grad.flatten(0, 2).T @ silent.flatten(0, 2)
             torch.mm(grad.flatten(0, 2), theta, out=grad_logits[groups].flatten(0, 2))
-            if tile_mask is not None:
-                grad_logits[groups] = silence(grad_logits[groups], tile_mask)
+            if real is not None:
+                grad_logits[groups] = silence(grad_logits[groups], real)
         return (
             grad_logits, grad_v, grad_theta.to(theta.dtype), grad_psi.to(psi.dtype), None,
         )  # fmt: skip

@@ -21,8 +21,8 @@ def stream(rows: Iterable[Tensor], height: int, parameters: tuple[Tensor, ...]) 
     A row comes out when the one below it is known, so the last row of a tile comes with the next.
 
     Args:
-        rows: Consecutive rows of a map, each of shape ``(B, rows, w, dim)`` with at least 2 rows
-            but for the last.
+        rows: Consecutive rows of maps, each of shape ``(B, rows, w, dim)`` with at least 2 rows
+            but for the last. Several maps come whole, in one tile.
         height: Rows in all.
         parameters: Weight and bias of the first linear layer, the convolution and the second linear
             layer.
@@ -35,9 +35,14 @@ def stream(rows: Iterable[Tensor], height: int, parameters: tuple[Tensor, ...]) 
     done = 0
     for tile in rows:
         done += tile.shape[1]
-        hidden = F.linear(tile, weight1, bias1)  # (B, rows, w, hidden)
+        overlap = 0 if above is None else 2
+        batch, rows_in_tile, width, dim = tile.shape
+        hidden = tile.new_empty(batch, overlap + rows_in_tile, width, len(weight1))
         if above is not None:
-            hidden = torch.cat([above, hidden], 1)
+            hidden[:, :2] = above
+        # one image, or no overlap: (B * rows * w, dim) x (dim, hidden) fills a run of memory
+        new = hidden[:, overlap:].view(-1, len(weight1))
+        torch.addmm(bias1, tile.reshape(-1, dim), weight1.T, out=new)
         conv = _convolve(hidden, kernel, kernel_bias)
         # at a cut, the convolution has padded where a row of another tile belongs
         first, last = int(above is not None), conv.shape[1] - int(done < height)

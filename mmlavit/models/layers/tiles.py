@@ -20,6 +20,12 @@ def is_eager() -> bool:
     return not (torch.compiler.is_compiling() or tracing)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """What a linear layer computes ``x`` in."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def tiles(x: Tensor, channels: int, step: int) -> Iterator[tuple[slice, slice]]:
     """Divide maps into whole images or, where one is too large, into rows of one.
 
@@ -53,3 +59,13 @@ def runs(logits: Tensor) -> Iterator[slice]:
         size = max(TILE_BYTES // 4 // (logits[0].numel() * logits.element_size()), 1)
     for first in range(0, len(logits), size):
         yield slice(first, first + size)
+
+
+def tile_mask(mask: Tensor | None, groups: slice) -> Tensor | None:
+    """Cut a mask ``(groups, N)`` to a tile; None where the tile holds no padding.
+
+    Only a CPU looks: anywhere else the question would wait for the device.
+    """
+    if mask is None or (mask.device.type == 'cpu' and mask[groups].all()):
+        return None
+    return mask[groups]

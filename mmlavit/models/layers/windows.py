@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .padding import is_multiple
+from .padding import ceil_divide, is_multiple
 
 
 def partition(x: Tensor, window: int, heads: int = 1) -> Tensor:
@@ -22,7 +22,7 @@ def partition(x: Tensor, window: int, heads: int = 1) -> Tensor:
         count the windows needed to cover ``h`` and ``w``.
     """
     b, h, w, c = x.shape
-    rows, cols = -(-h // window), -(-w // window)
+    rows, cols = ceil_divide(h, window), ceil_divide(w, window)
     if not (is_multiple(h, window) and is_multiple(w, window)):
         x = F.pad(x, (0, 0, 0, cols * window - w, 0, rows * window - h))
     x = x.reshape(b, rows, window, cols, window, heads, c // heads)
@@ -42,7 +42,7 @@ def merge(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
         Map of shape ``(B, h, w, heads * d)``.
     """
     h, w = size
-    rows, cols = -(-h // window), -(-w // window)
+    rows, cols = ceil_divide(h, window), ceil_divide(w, window)
     _, heads, _, d = x.shape
     x = x.view(-1, rows, cols, heads, window, window, d)
     # (B, rows, cols, heads, n, n, d) -> (B, rows, n, cols, n, heads, d) -> (B, h, w, heads * d)

@@ -1,0 +1,131 @@
+"""What is wrong inside a COCO annotation file, most of which mmdet drops without a word."""
+
+from collections import Counter
+from collections.abc import Iterator
+from math import isfinite
+from typing import Any, Literal, NamedTuple
+
+import mmengine
+
+__all__ = ['Finding', 'coco_findings']
+
+
+class Finding(NamedTuple):
+    """One thing found in data.
+
+    Attributes:
+        level: ``'FAIL'`` for what stops or spoils a run, ``'warn'`` for what upstream drops,
+            converts or tolerates.
+        kind: What findings of the same kind are called together.
+        text: What was found, and where.
+    """
+
+    level: Literal['FAIL', 'warn']
+    kind: str
+    text: str
+
+
+def coco_findings(dataset: Any) -> Iterator[Finding]:
+    """Read the annotation file of a COCO dataset as it is.
+
+    Args:
+        dataset: A dataset without a wrapper; those of another make have no findings.
+
+    Returns:
+        The findings, in the order of the file.
+    """
+    if not hasattr(dataset, 'COCOAPI') or not dataset.ann_file:
+        return
+    content = mmengine.load(dataset.ann_file, file_format='json', backend_args=dataset.backend_args)
+    for section in ('images', 'annotations', 'categories'):
+        counts = Counter(item['id'] for item in content[section])
+        for number, count in counts.items():
+            if count > 1:
+                text = f'{dataset.ann_file}: {count} {section} have the id {number}'
+                yield Finding('FAIL', 'repeated ids', text)
+    images = {image['id']: image for image in content['images']}
+    categories = {category['id'] for category in content['categories']}
+    transforms = getattr(dataset.pipeline, 'transforms', ())
+    with_mask = any(getattr(transform, 'with_mask', False) for transform in transforms)
+    crowds: dict[Any, list[bool]] = {}
+    for annotation in content['annotations']:
+        image = images.get(annotation['image_id'])
+        name = f'annotation {annotation["id"]}'
+        if image is None:
+            kind = 'annotations of images that the file does not list, ignored'
+            yield Finding('warn', kind, name)
+            continue
+        name = f'{name} of {image["file_name"]}'
+        crowds.setdefault(image['id'], []).append(bool(annotation.get('iscrowd')))
+        if annotation['category_id'] not in categories:
+            text = f'{dataset.ann_file}: {name} has the category_id {annotation["category_id"]}, '
+            text += f'expected one of the categories of the file: {_ids(categories)}'
+            yield Finding('FAIL', 'unknown categories', text)
+        box = _check_box(annotation, image)
+        if box is not None:
+            text = f'{dataset.ann_file}: {name}' if box.level == 'FAIL' else name
+            yield box._replace(text=f'{text}: {box.text}')
+        elif with_mask:
+            for mask in _check_mask(annotation, image):
+                text = f'{dataset.ann_file}: {name}' if mask.level == 'FAIL' else name
+                yield mask._replace(text=f'{text}{mask.text}')
+    skipped = bool((dataset.filter_cfg or {}).get('filter_empty_gt')) and not dataset.test_mode
+    for number, image in images.items():
+        if number not in crowds:
+            kind = 'images without annotations, ' + ('skipped' if skipped else 'all background')
+            yield Finding('warn', kind, image['file_name'])
+        elif all(crowds[number]):
+            yield Finding('warn', 'images of crowds only, which are ignored', image['file_name'])
+
+
+def _check_box(annotation: dict[str, Any], image: dict[str, Any]) -> Finding | None:
+    box = annotation.get('bbox')
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        text = f'bbox is {box!r}, expected four numbers, x, y, width and height'
+        return Finding('FAIL', 'boxes that are none', text)
+    x, y, width, height = box
+    if not _is_finite(annotation.get('area')):
+        text = f'area is {annotation.get("area")!r}, expected a number'
+        return Finding('FAIL', 'areas that are none', text)
+    if width < 1 or height < 1 or annotation['area'] <= 0:
+        kind = 'boxes of no area or less than a pixel wide or high, dropped'
+        return Finding('warn', kind, f'{box}, area {annotation["area"]}')
+    right, bottom = min(x + width, image['width']), min(y + height, image['height'])
+    size = f'{image["width"]}x{image["height"]}'
+    if right <= max(x, 0) or bottom <= max(y, 0):
+        return Finding('warn', 'boxes outside the image, dropped', f'{box} in {size}')
+    # Files are often rounded by a pixel.
+    beyond = max(-x, -y, x + width - image['width'], y + height - image['height'])
+    if beyond > 1:
+        kind = 'boxes that reach beyond the image, which Resize cuts off'
+        return Finding('warn', kind, f'{box} in {size}')
+    return None
+
+
+def _check_mask(annotation: dict[str, Any], image: dict[str, Any]) -> Iterator[Finding]:
+    mask = annotation.get('segmentation')
+    if not mask and not annotation.get('ignore'):
+        yield Finding('FAIL', 'masks missing', ' has no segmentation, and the pipeline loads masks')
+    elif isinstance(mask, list):
+        bad = [polygon for polygon in mask if len(polygon) < 6 or len(polygon) % 2]
+        if len(bad) == len(mask):
+            kind = 'annotations without a polygon of three points or more, ignored in training'
+            yield Finding('warn', kind, '')
+        elif bad:
+            yield Finding(
+                'warn', 'annotations with polygons of less than three points, left out', ''
+            )
+    elif isinstance(mask, dict):
+        expected = [image['height'], image['width']]
+        if list(mask.get('size') or expected) != expected:
+            text = f': the mask has {mask["size"]} pixels (height, width), its image {expected}'
+            yield Finding('FAIL', 'masks of another size', text)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
+
+
+def _ids(numbers: set[Any]) -> str:
+    listed = sorted(numbers, key=str)
+    return ', '.join(map(str, listed[:10])) + (', ...' if len(listed) > 10 else '')

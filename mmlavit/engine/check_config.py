@@ -1,0 +1,132 @@
+"""What is wrong with a config before anything is built: its keys, its paths, its work dir."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from inspect import signature
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from torch.utils.data import DataLoader
+
+from mmlavit.errors import UserError
+
+from .overrides import RUNNER_KEYS
+
+__all__ = ['check_work_dir', 'misspelt_keys', 'missing_paths']
+
+SIMILAR = 0.8
+# `test_pipeline`, which most configs have, is a variable and no misspelt `tta_pipeline`.
+RESEMBLED_KEYS = sorted(RUNNER_KEYS - {'tta_pipeline'})
+# The second and third are mmengine's.
+LOADER_KEYS = {
+    *signature(DataLoader).parameters,
+    'num_batch_per_epoch',
+    'disable_subprocess_warning',
+}
+
+
+def misspelt_keys(cfg: Config) -> list[str]:
+    """Find keys at the top and in dataloaders that nothing uses.
+
+    A config may hold variables of any name, so at the top only a close match of one of the runner's
+    keys is suspect; a dictionary or list that those are built from, such as ``val_evaluator_a``, is
+    none. A dataloader takes torch's arguments and mmengine's, and no others.
+
+    Args:
+        cfg: The config.
+
+    Returns:
+        One message a key, with the key that was probably meant, where there is one.
+    """
+    messages = []
+    for key, value in cfg.items():
+        close = get_close_matches(key, RESEMBLED_KEYS, 1, SIMILAR)
+        if not close or key in RUNNER_KEYS:
+            continue
+        used = isinstance(value, dict | list) and any(
+            _holds(cfg[other], value) for other in cfg if other in RUNNER_KEYS
+        )
+        if not used:
+            messages.append(
+                f'the config has the key {key!r}, which nothing reads; did you mean {close[0]!r}? '
+                'A variable of your own needs a name less alike'
+            )
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        for key in sorted(set(loader) - LOADER_KEYS) if isinstance(loader, dict) else ():
+            close = get_close_matches(key, LOADER_KEYS, 1)
+            hint = f'; did you mean {close[0]!r}?' if close else ''
+            messages.append(f'{name}: no argument {key!r}{hint}')
+    return messages
+
+
+def missing_paths(cfg: Config, key: str) -> list[str]:
+    """Find data of a dataloader that is not there.
+
+    Only local paths are looked at, and those below a data root only where the root exists.
+
+    Args:
+        cfg: The config.
+        key: Name of a dataloader in it.
+
+    Returns:
+        One message a path.
+    """
+    messages = []
+    for dataset in _datasets(cfg[key].get('dataset')):
+        root = dataset.get('data_root')
+        if not root or ':' in root or dataset.get('backend_args'):
+            continue
+        if not Path(root).exists():
+            messages.append(f'{key}: data_root {root!r} does not exist, seen from {Path.cwd()}')
+            continue
+        prefix = dataset.get('data_prefix') or {}
+        below = {'ann_file': dataset.get('ann_file')}
+        below.update(
+            # of masks, the first that is missing is named together with its image
+            {f'data_prefix.{n}': path for n, path in prefix.items() if n != 'seg_map_path'}
+            if isinstance(prefix, dict)
+            else {'data_prefix': prefix}
+        )
+        for name, path in below.items():
+            if isinstance(path, str) and ':' not in path and not Path(root, path).exists():
+                messages.append(f'{key}: {name} {str(Path(root, path))!r} does not exist')
+    return messages
+
+
+def check_work_dir(path: str) -> None:
+    """Stop where a work dir, which need not exist yet, cannot be written to.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        UserError: If no file can be made there.
+    """
+    folder = Path(path).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f'work dir {path!r} cannot be written to: {folder}: {error.strerror}'
+        ) from error
+
+
+def _datasets(dataset: Any) -> Iterator[ConfigDict]:
+    if isinstance(dataset, dict):
+        yield dataset
+        for inner in (dataset.get('dataset'), *(dataset.get('datasets') or ())):
+            yield from _datasets(inner)
+
+
+def _holds(node: Any, value: Any) -> bool:
+    if isinstance(node, type(value)) and node == value:
+        return True
+    if isinstance(node, dict):
+        return any(_holds(inner, value) for inner in node.values())
+    return isinstance(node, list | tuple) and any(_holds(inner, value) for inner in node)

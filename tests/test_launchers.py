@@ -1,0 +1,144 @@
+"""tools/dist_*.sh and tools/slurm_*.sh: what they start, and what they say where that fails."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from distributed_jobs import finish, free_port, start
+
+TOOLS = ROOT / 'tools'
+
+pytestmark = pytest.mark.usefixtures('isolated')
+
+
+@pytest.mark.parametrize(
+    ('script', 'argv'),
+    [
+        ('dist_train.sh', []),
+        ('dist_train.sh', ['cls.py', '--amp']),
+        ('dist_test.sh', ['cls.py', '2']),
+        ('dist_test.sh', ['cls.py', 'cls.pth', '--tta']),
+        ('slurm_train.sh', ['gpu', 'a job']),
+        ('slurm_test.sh', ['gpu', 'a job', 'cls.py']),
+    ],
+)
+def test_launchers_explain_their_usage(script: str, argv: list[str]) -> None:
+    """A launcher that lacks an argument, or a number of processes, starts nothing."""
+    job = start(script, *argv)
+    output = finish(job)
+    assert job.returncode == 2
+    assert output.startswith('usage: ')
+    assert output.count('\n') == 1
+
+
+@pytest.mark.slow
+def test_two_nodes_work_together() -> None:
+    """NNODES, NODE_RANK, MASTER_ADDR and PORT join what is started on each machine."""
+    port = free_port()
+    argv = ('cls.py', '1', '--work-dir', 'work dirs/nodes', '--cfg-options', 'custom_hooks=[]')
+    nodes = [
+        start(
+            'dist_train.sh', *argv, NNODES='2', NODE_RANK=rank, MASTER_ADDR='localhost', PORT=port
+        )
+        for rank in '01'
+    ]
+    outputs = [finish(node) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    # 12 images in batches of 3: two processes need 2 iterations, one needs 4
+    assert 'Epoch(train) [1][2/2]' in outputs[0]
+    assert 'accuracy/top1: ' in outputs[0]
+    # the second machine is silent, as the other processes of the first are
+    assert 'Epoch(train)' not in outputs[1]
+    assert Path('work dirs/nodes/epoch_1.pth').is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (
+            ['--cfg-options', 'train_dataloader.dataset.data_root=nowhere'],
+            "data_root 'nowhere' does not exist",
+        ),
+        (['--validate'], 'unrecognized arguments: --validate'),
+    ],
+)
+def test_what_is_wrong_in_every_process_is_said_once(options: list[str], message: str) -> None:
+    """The first process speaks, and the others end before they do."""
+    job = start('dist_train.sh', 'cls.py', '2', *options)
+    output = finish(job)
+    assert job.returncode != 0
+    assert output.count(message) == 1
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_one_process_is_said() -> None:
+    """As where the second machine lacks the data."""
+    Path('lonely.py').write_text(
+        "_base_ = 'cls.py'\n"
+        'import os\n'
+        "load_from = 'none.pth' if os.environ['RANK'] == '1' else None\n"
+    )
+    job = start('dist_train.sh', 'lonely.py', '2')
+    output = finish(job)
+    assert job.returncode != 0
+    assert output.count("'none.pth' does not exist") == 1
+
+
+@pytest.mark.parametrize(
+    ('argv', 'command'),
+    [
+        (
+            ['slurm_train.sh', 'gpu', 'a job', 'cls.py', 'work dirs/slurm', '--amp'],
+            ['train.py', 'cls.py', '--launcher', 'slurm', '--work-dir', 'work dirs/slurm', '--amp'],
+        ),
+        (
+            ['slurm_train.sh', 'gpu', 'a job', 'cls.py', '--resume'],
+            ['train.py', 'cls.py', '--launcher', 'slurm', '--resume'],
+        ),
+        (
+            ['slurm_test.sh', 'gpu', 'a job', 'cls.py', 'cls.pth', '--out', 'all results.pkl'],
+            ['test.py', 'cls.py', 'cls.pth', '--launcher', 'slurm', '--out', 'all results.pkl'],
+        ),
+    ],
+)
+def test_slurm_is_asked_for_the_processes_and_the_tool(
+    argv: list[str], command: list[str], tmp_path: Path
+) -> None:
+    """Arguments keep their order and their spaces; this ``srun`` prints what it gets."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\necho "port $MASTER_PORT"\nfor word; do echo "$word"; done\n')
+    srun.chmod(0o755)
+    env = {
+        **os.environ,
+        'PATH': f'{tmp_path}{os.pathsep}{os.environ["PATH"]}',
+        'GPUS': '16',
+        'GPUS_PER_NODE': '4',
+        'CPUS_PER_TASK': '6',
+        'PORT': '12345',
+        'SRUN_ARGS': '--time=1:00:00 --exclusive',
+    }
+    script, *rest = argv
+    printed = subprocess.run(
+        ['bash', TOOLS / script, *rest], env=env, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    port, *words = printed
+    assert port == 'port 12345'
+    separator = words.index('python')
+    assert words[:separator] == [
+        '-p',
+        'gpu',
+        '--job-name=a job',
+        '--gres=gpu:4',
+        '--ntasks=16',
+        '--ntasks-per-node=4',
+        '--cpus-per-task=6',
+        '--kill-on-bad-exit=1',
+        '--time=1:00:00',
+        '--exclusive',
+    ]
+    assert words[separator + 1] == '-u'
+    tool, *arguments = words[separator + 2 :]
+    assert [Path(tool).name, *arguments] == command

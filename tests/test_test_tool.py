@@ -1,0 +1,84 @@
+"""tools/test.py, with the three toolboxes on real files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, load_tool, metrics_of, predictions
+from mmengine.config import Config
+
+from mmlavit.engine import UserError
+
+TEST = load_tool('test')
+
+pytestmark = pytest.mark.usefixtures('isolated')
+
+
+def test_tta_averages_the_flipped_images(checkpoint: str, run: Run) -> None:
+    """mmpretrain's default augmentation is the mean over an image and its mirror image."""
+    scores = {}
+    for name, argv in (
+        ('plain', ('cls.py', checkpoint)),
+        ('flipped', ('cls_flipped.py', checkpoint)),
+        ('tta', ('cls.py', checkpoint, '--tta')),
+    ):
+        run(TEST, *argv, '--out', f'out/{name}.pkl', '--work-dir', f'work_dirs/{name}')
+        scores[name] = torch.stack([p['pred_score'] for p in predictions(f'out/{name}.pkl')])
+    assert not torch.allclose(scores['plain'], scores['flipped'], atol=1e-6)
+    mean = (scores['plain'] + scores['flipped']) / 2
+    torch.testing.assert_close(scores['tta'], mean)
+
+
+def test_default_tta_of_mmdet_flips_boxes_back() -> None:
+    """The default pipeline keeps the keys that DetTTAModel needs to undo a flip."""
+    cfg = Config.fromfile('det.py')
+    TEST.augment(cfg)
+    assert (cfg.model.type, cfg.model.module.type) == ('DetTTAModel', 'RetinaNet')
+    flips, (pack,) = cfg.test_dataloader.dataset.pipeline[-1].transforms
+    assert [flip.prob for flip in flips] == [1.0, 0.0]
+    assert pack == dict(type='PackDetInputs')
+    cfg = Config.fromfile('det.py')
+    cfg.model.roi_head = dict(mask_head=dict(type='FCNMaskHead'))
+    with pytest.raises(UserError, match='boxes only'):
+        TEST.augment(cfg)
+
+
+def test_metrics_can_be_the_output(checkpoint: str, run: Run) -> None:
+    """--out-item metrics writes the metrics, and nothing else, to --out."""
+    argv = ('--out', 'out/metrics.json', '--out-item', 'metrics', '--amp')
+    output = run(TEST, 'cls.py', checkpoint, *argv)
+    written = json.loads(Path('out/metrics.json').read_text())
+    assert list(written) == ['accuracy/top1']
+    assert written.items() <= metrics_of(output).items()
+
+
+def test_wrong_checkpoint_is_refused(checkpoint: str, fails: Run) -> None:
+    """A checkpoint of another depth stops before any image is read, listing keys and counts."""
+    message = fails(TEST, 'cls.py', checkpoint, '--cfg-options', 'model.backbone.depth=34')
+    assert f'{checkpoint} does not belong to this ImageClassifier' in message
+    assert 'missing from the file: 80: backbone.layer1.2.conv1.weight, ' in message
+    assert ' and 70 more' in message
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (('cls.py', 'none.pth'), "checkpoint 'none.pth' does not exist"),
+        (('cls.py', 'cls.py'), "checkpoint 'cls.py' is damaged"),
+        (('cls.py', 'cls.pth', '--out', 'x.json'), 'expected a file ending in .pkl, .pickle'),
+        (('det.py', 'cls.pth', '--out', 'x'), 'expected a file ending in .pkl, .pickle'),
+        (('seg.py', 'cls.pth', '--out', 'x.pkl'), 'mmseg writes PNG files'),
+        (('cls.py', 'cls.pth', '--out-item', 'pred'), '--out-item needs --out'),
+        (('seg.py', 'cls.pth', '--tta'), 'seg.py has no tta_model, tta_pipeline'),
+        (('cls.py', 'cls.pth', '--tta', '--show-dir', 'x'), 'cannot paint augmented images'),
+        (('det.py', 'cls.pth', '--show', '--interval', '2'), 'paints every test image'),
+    ],
+)
+def test_test_explains_user_errors(
+    argv: tuple[str, ...], message: str, checkpoint: str, fails: Run
+) -> None:
+    """Bad input ends in one line that names it, before a model is built."""
+    found = fails(TEST, *argv)
+    assert message in found
+    assert found.count('\n') == 1

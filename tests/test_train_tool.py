@@ -1,0 +1,142 @@
+"""tools/train.py, with the three toolboxes on real files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEST_IMAGES, TEST_SCENES, Run, load_tool, metrics_of, predictions
+from mmengine.config import Config
+from mmengine.device import get_device
+from torch import nn
+
+from mmlavit.engine import BFloat16OptimWrapper
+
+TRAIN, TEST = load_tool('train'), load_tool('test')
+
+pytestmark = pytest.mark.usefixtures('isolated')
+
+
+@pytest.mark.parametrize(
+    ('config', 'result', 'out', 'num_images', 'metric'),
+    [
+        ('cls.py', 'epoch_1.pth', 'out/cls.pkl', TEST_IMAGES, 'accuracy/top1'),
+        ('det.py', 'epoch_1.pth', 'out/det.pickle', TEST_SCENES, 'coco/bbox_mAP'),
+        ('seg.py', 'iter_2.pth', 'out/seg', TEST_SCENES, 'mIoU'),
+    ],
+)
+def test_one_pair_of_tools_serves_three_toolboxes(
+    config: str, result: str, out: str, num_images: int, metric: str, run: Run
+) -> None:
+    """Train, then test with predictions and painted images; the default work dir is upstream's."""
+    run(TRAIN, config)
+    work_dir = Path('work_dirs') / Path(config).stem
+    show_dir = Path('shown', config)
+    output = run(TEST, config, str(work_dir / result), '--out', out, '--show-dir', str(show_dir))
+    assert metric in metrics_of(output)
+    assert f'{metric}: ' in output
+    assert len(list(show_dir.rglob('*.png'))) == num_images
+    if config == 'seg.py':
+        names = {path.name for path in Path('shapes/ade20k/images/validation').iterdir()}
+        assert {path.name for path in Path(out).iterdir()} == names
+    else:
+        assert len(predictions(out)) == num_images
+
+
+def test_training_options_and_resume(run: Run) -> None:
+    """The options reach the run, and --resume goes on with the epoch after the checkpoint's."""
+    argv = ('cls.py', '--work-dir', 'work dirs/options', '--amp')
+    output = run(TRAIN, *argv, '--auto-scale-lr')
+    # 3 images a batch against a base of 12: a quarter of 0.02
+    assert 'Epoch(train) [1][4/4]  lr: 5.0000e-03' in output
+    assert 'accuracy/top1: ' in output
+    if get_device() == 'cpu':
+        assert 'Autocast runs in bfloat16, without loss scaling.' in output
+
+    output = run(
+        TRAIN, *argv, '--resume', '--no-validate', '--cfg-options', 'train_cfg.max_epochs=2'
+    )
+    assert 'resumed epoch: 1, iter: 4' in output
+    assert 'Epoch(train) [1]' not in output
+    assert 'Epoch(train) [2][4/4]' in output
+    assert 'Epoch(val)' not in output
+    meta = torch.load('work dirs/options/epoch_2.pth', weights_only=False)['meta']
+    assert (meta['epoch'], meta['iter']) == (2, 8)
+
+
+def test_resume_without_a_checkpoint_keeps_load_from(checkpoint: str) -> None:
+    """--resume on the first launch of a job must not drop the weights that the config loads."""
+    cfg = Config(dict(work_dir='work_dirs/none', load_from=checkpoint))
+    TRAIN.resume(cfg, 'auto')
+    assert (cfg.resume, cfg.load_from) == (False, checkpoint)
+
+
+def test_bfloat16_wrapper_needs_no_accelerator() -> None:
+    """The forward pass is bfloat16, weights and gradients stay float32, GPU states load."""
+    model = nn.Linear(4, 2)
+    wrapper = BFloat16OptimWrapper(optimizer=torch.optim.AdamW(model.parameters()))
+    weight = model.weight.detach().clone()
+    with wrapper.optim_context(model):
+        output = model(torch.ones(3, 4, device=get_device()))
+    assert output.dtype == torch.bfloat16
+    wrapper.update_params(output.float().sum())
+    assert model.weight.dtype == torch.float32
+    assert not torch.equal(model.weight, weight)
+    state = wrapper.state_dict()
+    wrapper.load_state_dict({**state, 'loss_scaler': {'scale': 65536.0}})
+    assert wrapper.state_dict()['state'].keys() == state['state'].keys()
+
+
+@pytest.mark.parametrize(
+    ('wrapper', 'enable', 'kind'),
+    [
+        (dict(type='OptimWrapper'), False, 'OptimWrapper'),
+        (dict(), True, 'AmpOptimWrapper'),
+        (dict(type='OptimWrapper'), True, 'AmpOptimWrapper'),
+        (dict(type='AmpOptimWrapper', dtype='float16', loss_scale=512.0), False, 'AmpOptimWrapper'),
+    ],
+)
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_amp_fits_the_device(wrapper: dict, enable: bool, kind: str, device: str) -> None:
+    """AmpOptimWrapper, which only runs on accelerators, is never chosen for a CPU."""
+    cfg = Config(dict(model=dict(type='ImageClassifier'), optim_wrapper=wrapper))
+    TRAIN.set_mixed_precision(cfg, enable, device)
+    chosen = cfg.optim_wrapper.to_dict()
+    if kind == 'AmpOptimWrapper' and device == 'cpu':
+        assert chosen == dict(type='mmlavit.BFloat16OptimWrapper')
+    else:
+        assert chosen['type'] == kind
+        if kind == 'AmpOptimWrapper':
+            assert chosen['loss_scale'] == wrapper.get('loss_scale', 'dynamic')
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (('none.py',), "config file 'none.py' does not exist"),
+        (('broken.py',), "config file 'broken.py' cannot be read: invalid syntax"),
+        (('cls.py', '--launcher', 'ssh'), "invalid choice: 'ssh'"),
+        (('cls.py', '--launcher', 'pytorch'), 'RANK is not set'),
+        (('cls.py', '--resume', 'none.pth'), "checkpoint 'none.pth' does not exist"),
+        (('cls.py', '--resume', 'broken.py'), "checkpoint 'broken.py' is damaged"),
+        (('seg.py', '--auto-scale-lr'), 'seg.py has no auto_scale_lr.base_batch_size'),
+        (('cls.py', '--cfg-options', 'model'), "expected KEY=VALUE, found 'model'"),
+        (('cls.py', '--cfg-options', 'default_scope=mmyolo'), "default_scope is 'mmyolo'"),
+        (
+            ('cls.py', '--cfg-options', 'train_dataloader.dataset.data_root=nowhere'),
+            "data_root 'nowhere' does not exist",
+        ),
+        (
+            ('cls.py', '--amp', '--cfg-options', 'optim_wrapper.type=ApexOptimWrapper'),
+            "optim_wrapper.type is 'ApexOptimWrapper'",
+        ),
+    ],
+)
+def test_train_explains_user_errors(
+    argv: tuple[str, ...], message: str, fails: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bad input ends in one line that names it."""
+    monkeypatch.delenv('RANK', raising=False)
+    Path('broken.py').write_text('model = = 1\n')
+    found = fails(TRAIN, *argv)
+    assert message in found
+    assert found.count('\n') == 1
