@@ -1,0 +1,125 @@
+"""Logs what becomes of the attention during training."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from mmlavit.models import LaViT, LessAttention
+from mmlavit.registry import HOOKS
+
+from ..attention_maps import LayerAttention, attach_attention_maps, find_backbone
+from ..attention_measures import diagonality_terms, identity_distance, similarity
+
+__all__ = ['DiagonalityHook']
+
+
+@HOOKS.register_module()
+class DiagonalityHook(Hook):
+    """Log diagonality, symmetry and saturation of the attention, stage by stage.
+
+    One line in any config turns it on::
+
+        custom_hooks = [dict(type='mmlavit.DiagonalityHook', interval=100)]
+
+    Every ``interval`` iterations the visualizer's backends get, for each stage ``m``,
+
+    - ``attention/stage{m}/diagonality`` and ``.../symmetry``: the two terms of the
+      diagonality-preserving loss, averaged over all layers of the stage; 0 at best
+    - ``attention/stage{m}/saturation``: similarity of each layer's attention to that of the layer
+      before, averaged over the stage; from two layers on
+    - ``attention/stage{m}/theta_distance`` and ``.../psi_distance``: relative distance of the
+      transforms from the identity, averaged over the stage; where there is less attention
+
+    They are measured on the batch being trained on, by the first process on its part of it. Between
+    these iterations the model is as it is without the hook.
+
+    Args:
+        interval: Iterations from one measurement to the next.
+
+    Raises:
+        ValueError: If ``interval`` is below 1.
+    """
+
+    def __init__(self, interval: int = 100) -> None:
+        if interval < 1:
+            raise ValueError(f'interval={interval!r}: expected a whole number of at least 1')
+        self.interval = interval
+        self._backbone: LaViT | None = None
+        self._handles: list[RemovableHandle] = []
+        self._values: dict[str, list[Tensor]] = {}
+        self._previous: LayerAttention | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the backbone.
+
+        Args:
+            runner: The runner that trains.
+
+        Raises:
+            UserError: If the model has no LaViT.
+        """
+        self._backbone = find_backbone(runner.model)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Attach to the backbone, where the iteration is to be measured.
+
+        Args:
+            runner: The runner that trains.
+            batch_idx: Number of the batch in the epoch.
+            data_batch: What the dataloader gave.
+        """
+        if is_main_process() and self.every_n_train_iters(runner, self.interval):
+            assert self._backbone is not None
+            self._values = defaultdict(list)
+            self._handles = attach_attention_maps(self._backbone, self._measure)
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        """Log what was measured, and detach.
+
+        Args:
+            runner: The runner that trains.
+            batch_idx: Number of the batch in the epoch.
+            data_batch: What the dataloader gave.
+            outputs: The losses.
+        """
+        if not self._handles:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._previous = [], None
+        self._measure_transforms()
+        scalars = {name: float(torch.stack(v).mean()) for name, v in self._values.items()}
+        # not through the message hub: LoggerHook would repeat the values until the next ones, and
+        # put all of them into its lines
+        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+
+    def _measure(self, layer: LayerAttention) -> None:
+        prefix = f'attention/stage{layer.stage}'
+        diagonality, symmetry = diagonality_terms(layer)
+        self._values[f'{prefix}/diagonality'].append(diagonality)
+        self._values[f'{prefix}/symmetry'].append(symmetry)
+        if layer.layer > 1:
+            assert self._previous is not None
+            self._values[f'{prefix}/saturation'].append(similarity(self._previous, layer))
+        self._previous = layer
+
+    def _measure_transforms(self) -> None:
+        assert self._backbone is not None
+        for number, stage in enumerate(self._backbone.stages, start=1):
+            for module in stage.modules():
+                if isinstance(module, LessAttention):
+                    for name in ('theta', 'psi'):
+                        distance = identity_distance(getattr(module, name))
+                        self._values[f'attention/stage{number}/{name}_distance'].append(distance)
