@@ -1,9 +1,29 @@
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+# They look after a clone: its environment, its README, its data.
+CLONE_TOOLS = ('demo.py', 'doctor.py', 'readme_tables.py', 'setup_env.py')
+
+
+class BuildWithMim(build_py):
+    """Adds configs and tools in ``mmlavit/.mim``, where OpenMMLab's packages carry theirs."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, 'mmlavit', '.mim')
+        # an earlier build may have left configs that are gone
+        shutil.rmtree(target, ignore_errors=True)
+        ignored = shutil.ignore_patterns('__pycache__', *CLONE_TOOLS)
+        for name in ('configs', 'tools'):
+            shutil.copytree(ROOT / name, target / name, ignore=ignored)
+        shutil.copy(ROOT / 'model-index.yml', target)
 
 
 def parse_requirements(name: str) -> list[str]:
@@ -27,9 +47,12 @@ setup(
     author='mmlavit contributors',
     license='Apache-2.0',
     keywords='computer vision, vision transformer, object detection, semantic segmentation',
+    cmdclass={'build_py': BuildWithMim},
     packages=find_packages(include=['mmlavit', 'mmlavit.*']),
     python_requires='>=3.10',
     install_requires=parse_requirements('runtime'),
-    extras_require={name: parse_requirements(name) for name in ('mminstall', 'tests', 'lint')},
+    extras_require={
+        name: parse_requirements(name) for name in ('mminstall', 'tests', 'lint', 'docs')
+    },
     zip_safe=False,
 )

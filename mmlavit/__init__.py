@@ -2,10 +2,22 @@
 
 import warnings
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from .shipped import config_path
 from .version import __version__
 
-__all__ = ['REQUIRED', '__version__', 'check_dependency']
+if TYPE_CHECKING:
+    from .models.factory import create_model, list_models
+
+__all__ = [
+    'REQUIRED',
+    '__version__',
+    'check_dependency',
+    'config_path',
+    'create_model',
+    'list_models',
+]
 
 # module: (distribution, lower bound, inclusive, upper bound, exclusive)
 REQUIRED = {
@@ -59,3 +71,10 @@ for _module in REQUIRED:
         # type instead: only the warning reaches the user of an upstream tool.
         warnings.warn(str(_error), stacklevel=2)
         raise
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: the registries need the package without its models.
+    if name in ('create_model', 'list_models'):
+        return getattr(import_module('.models.factory', __name__), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -8,10 +8,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
+from mmengine.config import Config
 from packaging.requirements import Requirement
 
 import mmlavit
+from mmlavit import __main__ as command
 from mmlavit import registry
+from mmlavit.shipped import CONFIGS, config_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +33,12 @@ def test_version_is_the_head_of_the_changelog() -> None:
     """A release cannot forget its entry in the changelog, nor the other way round."""
     versions = re.findall(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), flags=re.MULTILINE)
     assert versions[0] == mmlavit.__version__
+
+
+def test_citation_is_of_this_version() -> None:
+    """Who cites the package names the version at hand."""
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text('utf-8'))
+    assert citation['version'] == mmlavit.__version__
 
 
 def test_installed_distribution_is_this_version() -> None:
@@ -120,3 +130,82 @@ def test_registries_are_children_in_the_scope_of_the_package(name: str) -> None:
     assert child.parent.scope == 'mmengine'
     assert child.parent.children['mmlavit'] is child
     child.import_from_location()
+
+
+def test_shipped_config_is_found_by_path_and_by_name() -> None:
+    """A file name is enough, since no two configs share one; a base needs its path."""
+    names = config_names()
+    assert len({Path(name).name for name in names}) == len(names)
+    for name in names:
+        found = mmlavit.config_path(Path(name).name)
+        assert found == mmlavit.config_path(name) == str(CONFIGS / name)
+        assert Path(found).is_file()
+    assert Path(mmlavit.config_path('_base_/models/lavit_cls.py')).is_file()
+    assert not [name for name in names if '_base_' in name]
+
+
+def test_missing_config_is_named_with_the_closest_one() -> None:
+    with pytest.raises(FileNotFoundError, match='shape-cls.py.*mean shapes/lavit-nano_shapes-cls'):
+        mmlavit.config_path('lavit-nano_shape-cls.py')
+    with pytest.raises(FileNotFoundError, match="'resnet.py'.*python -m mmlavit configs"):
+        mmlavit.config_path('resnet.py')
+
+
+def test_inheriting_config_is_read_by_a_tool_that_knows_no_mmlavit(tmp_path: Path) -> None:
+    """What upstream's tools do first; the types stay in the scope of their toolbox."""
+    base = "__import__('mmlavit').config_path('shapes/upernet_lavit-nano_shapes.py')"
+    (tmp_path / 'mine.py').write_text(f'_base_ = [{base}]\nmodel = dict(test_cfg=dict(a=1))\n')
+    code = (
+        'from mmengine.config import Config; cfg = Config.fromfile("mine.py");'
+        'print(cfg.model.type, cfg.model.get("_scope_"), cfg.model.test_cfg.a, cfg.default_scope)'
+    )
+    run = run_python(code, tmp_path)
+    assert run.stdout.split() == ['EncoderDecoder', 'None', '1', 'mmseg'], run.stderr
+
+
+def test_command_lists_and_finds_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``python -m mmlavit configs``, and what stands for a config among a tool's arguments."""
+    monkeypatch.chdir(tmp_path)
+    command.main(['configs'])
+    assert capsys.readouterr().out.split() == config_names()
+    name = 'lavit-nano_shapes-cls.py'
+    command.main(['configs', name])
+    assert capsys.readouterr().out.strip() == command.find_config(name) == mmlavit.config_path(name)
+    assert command.find_config('--amp') == '--amp'
+    assert command.find_config('mine.py') == 'mine.py'
+    (tmp_path / name).touch()
+    assert command.find_config(name) == name
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (['trian'], "invalid choice: 'trian'"),
+        (['configs', 'resnet.py'], "no config 'resnet.py'"),
+        (['train', 'resnet.py'], "config file 'resnet.py' does not exist"),
+    ],
+)
+def test_command_stops_with_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        command.main(argv)
+    assert error.value.code == 2
+    written = capsys.readouterr().err
+    assert message in written
+    assert len(written.splitlines()) == 1
+
+
+def test_quick_start_of_a_clone_reads_its_data_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where configs/shapes look is below the clone, whatever the working directory."""
+    monkeypatch.chdir(tmp_path)
+    layouts = {'mmpretrain': 'classification', 'mmdet': 'coco', 'mmseg': 'ade20k'}
+    for path in (ROOT / 'configs/shapes').glob('*.py'):
+        cfg = Config.fromfile(path)
+        expected = ROOT / 'data/shapes' / layouts[cfg.default_scope]
+        for split in ('train', 'val', 'test'):
+            assert Path(cfg[f'{split}_dataloader'].dataset.data_root).resolve() == expected

@@ -4,7 +4,8 @@ Nothing is downloaded, and the same settings give the same bytes. Example::
 
     python tools/make_shapes.py --out data/shapes --seed 0
 
-The configs of the quick start read ``data/shapes`` of this checkout, which is the default of --out.
+The default of --out is where the configs of the quick start look: ``data/shapes`` of this checkout,
+or of the working directory for a package that is installed without one.
 The layouts, and how mmpretrain, mmdet and mmseg load them: ``mmlavit/datasets/shapes.py``.
 """
 
@@ -17,6 +18,8 @@ from typing import Any
 
 from mmlavit.datasets.shapes import LAYOUTS, MANIFEST, ShapesSpec, manifest, write_shapes
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def parse_args() -> argparse.Namespace:
     default = ShapesSpec()
@@ -26,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         type=Path,
-        default=Path(__file__).resolve().parents[1] / 'data' / 'shapes',
+        default=(Path() if ROOT.name == '.mim' else ROOT) / 'data' / 'shapes',
         help='folder to write (%(default)s)',
     )
     parser.add_argument(

@@ -1,6 +1,10 @@
 # Quick start: LaViT-nano classifies Shapes (circle, square, triangle), 1200 images of 96x96 px.
 # About 2 minutes on 2 CPU cores.
-_base_ = ['../_base_/models/lavit_cls.py', 'mmpretrain::_base_/default_runtime.py']
+_base_ = [
+    '../_base_/models/lavit_cls.py',
+    '../_base_/datasets/shapes.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
 
 model = dict(
     backbone=dict(arch='nano', drop_path_rate=0.0),
@@ -29,7 +33,7 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CustomDataset',
-        data_root='{{ fileDirname }}/../../data/shapes/classification',
+        data_root=f'{_base_.data_root}/classification',
         data_prefix='train',
         pipeline=train_pipeline,
     ),
@@ -41,7 +45,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CustomDataset',
-        data_root='{{ fileDirname }}/../../data/shapes/classification',
+        data_root=f'{_base_.data_root}/classification',
         data_prefix='val',
         pipeline=test_pipeline,
     ),
