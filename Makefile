@@ -3,7 +3,7 @@ PYTHON ?= $(shell test -x .venv/bin/python && echo .venv/bin/python || echo pyth
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format doctor clean
+.PHONY: help setup demo test lint format docs doctor clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -14,17 +14,21 @@ setup: ## build .venv with the tested versions and mmcv's operators (once; then 
 demo: setup ## train on the built-in Shapes data, small enough for two CPU cores
 	@$(RUN) tools/demo.py
 
-test: setup ## run the tests
-	@$(RUN) -m pytest
+test: setup ## run the tests, a file a core
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup ## check format, lint and types; change nothing
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
+	@$(RUN) tools/readme_tables.py
 
 format: setup ## format the code and mend what ruff can mend
 	@$(RUN) -m ruff check --fix-only .
 	@$(RUN) -m ruff format .
+
+docs: setup ## build the site of docs/ in build/docs; a warning stops it
+	@$(RUN) -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
 
 doctor: ## say what is wrong with the environment and how to mend it
 	@$(PYTHON) tools/doctor.py

@@ -263,8 +263,10 @@ def build(compiler: str) -> None:
         flush=True,
     )
     install_mmcv(env)
-    print('[4/5] mmpretrain, mmdet, mmseg, mmlavit and the tools for tests and lint', flush=True)
-    files = [f'-r{REQUIREMENTS / name}.txt' for name in ('mminstall', 'tests', 'lint')]
+    print(
+        '[4/5] mmpretrain, mmdet, mmseg, mmlavit and the tools for tests, lint and docs', flush=True
+    )
+    files = [f'-r{REQUIREMENTS / name}.txt' for name in ('mminstall', 'tests', 'lint', 'docs')]
     pip([*files, '-e', str(ROOT)], env)
     run([str(PYTHON), '-m', 'pip', 'check'], env)
     print('[5/5] tools/doctor.py', flush=True)
