@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from test_attention_residual import test_equals_the_whole_map_definition as equals_the_whole_map
 
 from mmlavit.models import LaViT, LessAttention, VanillaAttention, diagonality_loss
+from mmlavit.models.layers.attention import FusedVanillaAttention
 
 # drawn from a fixed seed: a failure repeats, and a slow machine is no failure
 few = settings(
@@ -169,11 +170,19 @@ def test_padding_does_not_leak(case, seed):
     x, tokens = map_of(heads, window, mask), mask.view(-1, window, window)
     loud = x.masked_fill(~tokens[..., None], 1e6)
     vanilla = VanillaAttention(4 * heads, heads, window).double()
+    fused = FusedVanillaAttention(4 * heads, heads, window).double()
+    fused.load_state_dict(vanilla.state_dict())
     less = less_attention(heads, window)
     pairs = (mask[:, None, :, None] & mask[:, None, None, :]).expand(-1, heads, -1, -1)
     results = []
     for image, garbage in ((x, 0.0), (loud, -1e6)):
         out, logits = vanilla(image, mask=mask)
+        torch.testing.assert_close(
+            fused(image, logits, mask)[0][tokens],
+            vanilla(image, logits, mask)[0][tokens],
+            rtol=1e-10,
+            atol=1e-10,
+        )
         second, after = less(image, logits.masked_fill(~pairs, garbage), mask)
         loss = diagonality_loss(after.masked_fill(~pairs, garbage), mask)
         results.append([out[tokens], logits[pairs], second[tokens], after[pairs], loss])

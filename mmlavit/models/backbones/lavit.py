@@ -108,7 +108,7 @@ class LaViT(BaseModule):
         self.frozen_stages = frozen_stages
         channels, depths, va_layers, head_width, ffn_ratio = self.arch
 
-        drop_path = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        drop_path = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
         self.stages = nn.ModuleList()
         for i in range(max(self.out_indices) + 1):
             dim, heads, window = channels[i], channels[i] // head_width, self.window_size[i]

@@ -1,0 +1,92 @@
+"""What does not depend on the clock: multiply-adds, and the memory of a training step."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from common import Setting, Size, training_step
+from subjects import build_backbone, images_of
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmlavit.models.layers import tiles
+
+
+def multiply_adds(model: nn.Module, size: Size, device: torch.device) -> int:
+    """Count the multiply-adds of a forward pass on one image: products and convolutions.
+
+    Args:
+        model: Backbone, left in training mode.
+        size: ``(h, w)`` of the image.
+        device: Where the model is.
+    """
+    model.train()  # in evaluation mode torch's own attention is one operator that nobody counts
+    counter = FlopCounterMode(display=False)
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),  # nor does the counter know the fused one of a CPU
+        patch.object(tiles, 'TILE_BYTES', 2**62),  # rows where tiles overlap count once
+        counter,
+    ):
+        model(images_of(1, size, device))
+    return counter.get_total_flops() // 2
+
+
+def training_memory(config: dict[str, Any], size: Size, batch: int, setting: Setting) -> int | None:
+    """Measure what a training step takes at its peak, in bytes above the loaded process.
+
+    A process of its own, since on a CPU the peak belongs to the process. Weights, gradients and
+    images are there before.
+
+    Args:
+        config: Backbone.
+        size: ``(h, w)`` of the images.
+        batch: Images.
+        setting: How it is executed.
+
+    Returns:
+        Bytes; None where the system does not tell (a CPU under anything but Linux).
+    """
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        return executor.submit(_training_memory, config, size, batch, setting).result()
+
+
+def _training_memory(
+    config: dict[str, Any], size: Size, batch: int, setting: Setting
+) -> int | None:
+    torch.set_num_threads(setting.threads)
+    device = setting.device
+    model = build_backbone(config, device)
+    model.train()
+    images = images_of(batch, size, device)
+    # loads libraries and kernels
+    training_step(model, images_of(1, (64, 64), device), setting)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        loaded = torch.cuda.memory_allocated(device)
+        training_step(model, images, setting)
+        return torch.cuda.max_memory_allocated(device) - loaded
+    if not Path('/proc/self/status').exists():
+        return None
+    loaded = _resident('VmRSS')
+    training_step(model, images, setting)
+    return _resident('VmHWM') - loaded
+
+
+def _resident(key: str) -> int:
+    """Read a size of this process in bytes.
+
+    Not ``ru_maxrss``: that starts at the size of the process that has started this one.
+    """
+    for line in Path('/proc/self/status').read_text().splitlines():
+        name, _, value = line.partition(':')
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise RuntimeError(f'/proc/self/status has no {key}')

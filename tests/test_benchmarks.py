@@ -1,0 +1,141 @@
+"""The benchmarks measure what they say, print it, and keep it."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, forget_runs
+from PIL import Image
+
+TINY = ('--arch', 'nano', '--batch', '1', '--rounds', '1', '--min-seconds', '0')
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Import a module of benchmarks/ by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    yield importlib.import_module
+    forget_runs()
+
+
+@pytest.mark.slow
+def test_speed_measures_everything_that_it_offers(benchmark, tmp_path, capsys):
+    """Each table has the expected rows, and the JSON file the same figures as the table."""
+    plot, kept = tmp_path / 'speed.png', tmp_path / 'speed.json'
+    benchmark('speed').main(
+        [*TINY, '--sizes', '64x96', '--peers', '--growth', '--models', '--model-sizes', '64']
+        + ['--plot', str(plot), '--json', str(kept)]
+    )
+    printed = [line.split('|')[1:-1] for line in capsys.readouterr().out.splitlines()]
+    table = [[cell.strip() for cell in line] for line in printed]
+    rows = json.loads(kept.read_text())['rows']
+    parts = {name: [row for row in rows if row['part'] == name] for name in
+             ('backbones', 'growth', 'models')}  # fmt: skip
+    names = ['LaViT', 'Swin-T', 'LaViT, activation checkpointing']
+    assert [row['model'] for row in parts['backbones']] == names
+    for row in parts['backbones']:
+        assert row['train']['milliseconds']['median'] > 0
+        assert 0 < row['train']['share_of_peak']['median'] < 1
+        assert row['memory'] > 0
+        line = next(line for line in table if line and line[0] == row['model'])
+        assert line[1] == f'{row["parameters"] / 1e6:.2f}'
+        assert line[-2] == f'{row["memory"] / 2**20:.0f}'
+    lavit, swin, checkpointed = parts['backbones']
+    assert 'forward' not in checkpointed
+    assert swin['forward']['speed_over_swin']['median'] == 1
+    ratio = swin['train']['milliseconds']['median'] / lavit['train']['milliseconds']['median']
+    assert lavit['train']['speed_over_swin']['median'] == pytest.approx(ratio)
+    assert [(row['model'], row['large']) for row in parts['growth']] == [
+        ('LaViT', '128x192'),
+        ('Swin-T', '128x192'),
+    ]
+    assert [(row['model'], row['backbone']) for row in parts['models']] == [
+        (model, name) for model in ('Mask R-CNN', 'UperNet') for name in ('LaViT', 'Swin-T')
+    ]
+    assert parts['models'][0]['boxes'] is not None
+    with Image.open(plot) as image:
+        assert image.format == 'PNG'
+
+
+@pytest.mark.slow
+def test_layers_runs_from_any_directory(tmp_path):
+    """The four tables have a row for every window, size and stage that they can."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'benchmarks/layers.py'), *TINY, '--threads', '1']
+        + ['--sizes', '64', '96', '--windows', '7', '4', '--json', 'layers.json'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('| LA over VA') + done.stdout.count('|  LA over VA') == 3
+    rows = json.loads((tmp_path / 'layers.json').read_text())['rows']
+    found = {}
+    for row in rows:
+        found.setdefault(row['part'], []).append(
+            (row.get('window'), row['size'], row.get('stage') or row.get('mode'))
+        )
+    both = [(window, size) for window in (7, 4) for size in ('64x64', '96x96')]
+    assert found == {
+        # stages 2 and 3 of nano have a layer of less attention
+        'attention, forward': [(*pair, stage) for pair in both for stage in (2, 3)],
+        'residual': [(*pair, None) for pair in both],
+        # maps of 16, 8, 4 and 2 tokens a side
+        'attention, training': [
+            (window, '64x64', stage) for window, last in ((7, 2), (4, 3))
+            for stage in range(1, last + 1)
+        ],
+        'model': [
+            (None, size, mode) for size in ('64x64', '96x96') for mode in ('forward', 'training')
+        ],
+    }  # fmt: skip
+    for row in rows:
+        if row['part'] == 'residual':
+            assert 0 < row['share']['median'] < 1
+        else:
+            assert row['la_over_va']['median'] == pytest.approx(
+                row['la_milliseconds']['median'] / row['va_milliseconds']['median']
+            )
+
+
+@pytest.mark.parametrize(
+    ('peer', 'billions'),
+    # as published, with a 1000-way head, which adds no more than 0.002
+    [('swin', 4.5), ('pvtv2', 4.0), ('convnext', 4.5), ('resnet', 4.1)],
+)
+def test_multiply_adds_are_those_published(benchmark, peer, billions):
+    """Attention counts, fused or not, and so do convolutions."""
+    subjects, device = benchmark('subjects'), torch.device('cpu')
+    model = subjects.build_backbone(subjects.PEERS[peer][1], device)
+    counted = benchmark('counting').multiply_adds(model, (224, 224), device)
+    assert counted / 1e9 == pytest.approx(billions, abs=0.1)
+
+
+def test_multiply_adds_of_lavit_do_not_depend_on_tiles(benchmark):
+    """What tiles compute twice on a CPU is no part of the method: the design has 3.21 G."""
+    subjects, device = benchmark('subjects'), torch.device('cpu')
+    model = subjects.build_backbone(dict(type='mmlavit.LaViT'), device)
+    counted = benchmark('counting').multiply_adds(model, (224, 224), device)
+    assert counted / 1e9 == pytest.approx(3.21, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ('argv', 'expected'),
+    [
+        (['--sizes', '224x'], "'224x'"),
+        (['--sizes', '0x64'], 'HEIGHTxWIDTH'),
+        (['--batch', '1', '2'], '2 values for 1 sizes'),
+        (['--json', 'nowhere/figures.json'], "'nowhere/figures.json'"),
+        (['--device', 'gpu'], "'gpu' cannot be used"),
+        (['--peers', 'swim'], "'swim'"),
+        (['--rounds', '0'], 'at least 1'),
+    ],
+)
+def test_wrong_options_end_in_one_message(benchmark, fails, argv, expected):
+    """Nothing is measured before all options are known to fit."""
+    small = (*TINY, '--sizes', '32', '--mode', 'forward', '--peers')
+    assert expected in fails(benchmark('speed'), *small, *argv)
