@@ -122,8 +122,9 @@ def test_label_beyond_the_classes_is_named(stops, data):
 )
 def test_value_of_the_config_is_named(option, stops):
     """A misspelt keyword, an impossible value, and data that is not there."""
-    root = 'train_dataloader.dataset.data_root=shapes/classification'
-    message = stops(NANO, '--cfg-options', root, option)
+    roots = [f'{split}_dataloader.dataset.data_root=shapes/classification'
+             for split in ('train', 'val')]  # fmt: skip
+    message = stops(NANO, '--cfg-options', *roots, option)
     assert option.partition('=')[0].split('.')[-1] in message
 
 
