@@ -52,7 +52,7 @@ setup(
     python_requires='>=3.10',
     install_requires=parse_requirements('runtime'),
     extras_require={
-        name: parse_requirements(name) for name in ('mminstall', 'tests', 'lint', 'docs')
+        name: parse_requirements(name) for name in ('mminstall', 'tests', 'lint', 'docs', 'export')
     },
     zip_safe=False,
 )

@@ -266,7 +266,9 @@ def build(compiler: str) -> None:
     print(
         '[4/5] mmpretrain, mmdet, mmseg, mmlavit and the tools for tests, lint and docs', flush=True
     )
-    files = [f'-r{REQUIREMENTS / name}.txt' for name in ('mminstall', 'tests', 'lint', 'docs')]
+    files = [
+        f'-r{REQUIREMENTS / name}.txt' for name in ('mminstall', 'tests', 'lint', 'docs', 'export')
+    ]
     pip([*files, '-e', str(ROOT)], env)
     run([str(PYTHON), '-m', 'pip', 'check'], env)
     print('[5/5] tools/doctor.py', flush=True)

@@ -1,0 +1,165 @@
+"""Count parameters and multiply-adds of a model, part by part."""
+
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.model import revert_sync_batchnorm
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmlavit.models.layers import (
+    AttentionResidual,
+    ConvFFN,
+    LessAttention,
+    PatchEmbed,
+    VanillaAttention,
+)
+
+__all__ = ['Count', 'count_complexity']
+
+# A layer is of one kind; what is left of the backbone is 'backbone, other'.
+LAYERS: dict[str, type[nn.Module]] = {
+    'embedding': PatchEmbed,
+    'vanilla attention (VA)': VanillaAttention,
+    'less attention (LA)': LessAttention,
+    'attention residual (AR)': AttentionResidual,
+    'FFN': ConvFFN,
+    'norms': nn.LayerNorm,
+}
+# Containers whose children are listed one by one.
+CONTAINERS = ('roi_head',)
+
+
+class Count(NamedTuple):
+    """Cost of a part.
+
+    Attributes:
+        parameters: Learned values.
+        macs: Multiply-adds of one image.
+    """
+
+    parameters: int
+    macs: int
+
+
+class Inference(nn.Module):
+    """What a model computes for an image, as far as it does not depend on what is in it.
+
+    Args:
+        model: Classifier, detector or segmentor of the toolboxes, or a classifier of our own.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> None:
+        """Run everything whose cost counts, on images ``(1, C, h, w)``."""
+        model = self.model
+        extract = model.extract_feat if hasattr(model, 'extract_feat') else model.forward_features
+        features = extract(x)
+        for name in ('head', 'decode_head', 'rpn_head', 'bbox_head'):
+            head = getattr(model, name, None)
+            if head is not None:
+                head(features)
+        roi_head, rois = getattr(model, 'roi_head', None), assumed_rois(model)
+        if rois is None:
+            return
+        boxes, masks = rois
+        for kind, count in (('bbox', boxes), ('mask', masks)):
+            extractors = _as_list(getattr(roi_head, f'{kind}_roi_extractor', None))
+            heads = _as_list(getattr(roi_head, f'{kind}_head', None))
+            for extractor, head in zip(extractors, heads, strict=True):
+                side = extractor.roi_layers[0].output_size
+                head(x.new_empty(count, extractor.out_channels, *side))
+
+
+def assumed_rois(model: Any) -> tuple[int, int] | None:
+    """How many regions a two-stage detector's heads are counted for.
+
+    Args:
+        model: A model of the toolboxes.
+
+    Returns:
+        The most that its config lets through to the box heads and to the mask heads, None for a
+        model without such heads.
+    """
+    if getattr(model, 'roi_head', None) is None:
+        return None
+    return model.test_cfg.rpn.max_per_img, model.test_cfg.rcnn.max_per_img
+
+
+def count_complexity(model: nn.Module, shape: tuple[int, int]) -> dict[str, Count]:
+    """Count a model of mmpretrain, mmdet or mmseg, or a LaViTClassifier, for one image.
+
+    Matrix products and convolutions are counted, those inside fused attention included; norms,
+    activations, interpolation and pooling are not, as in the papers' figures. Nothing is computed:
+    the model moves to the meta device, and is of no use afterwards.
+
+    Args:
+        model: The model.
+        shape: Height and width of the image in pixels.
+
+    Returns:
+        The cost of each part, in the order of the data; parts that an image does not pass, such as
+        an auxiliary head, have no multiply-adds.
+    """
+    model = revert_sync_batchnorm(model).to('meta').eval()
+    probe = Inference(model)
+    parts = _parts(model)
+    counts = {part: [0, 0] for part in (*LAYERS, *parts.values())}
+    for name, parameter in model.named_parameters():
+        counts[_part_of(name, parts)][0] += parameter.numel()
+    channels = getattr(model.backbone, 'in_channels', 3)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        probe(torch.empty(1, channels, *shape, device='meta'))
+    flops = {
+        name.removeprefix('Inference.model.'): sum(ops.values())
+        for name, ops in counter.get_flop_counts().items()
+        if name.startswith('Inference.model.')
+    }
+    for name, value in flops.items():
+        counts[_part_of(name, parts)][1] += value
+        outer = _enclosing(name, flops)
+        if outer:  # whose count holds this one
+            counts[_part_of(outer, parts)][1] -= value
+    total = counter.get_total_flops()
+    assert sum(c[1] for c in counts.values()) == total, 'a part is missing'
+    found = {part: Count(params, flops // 2) for part, (params, flops) in counts.items()}
+    return {part: count for part, count in found.items() if any(count)}
+
+
+def _parts(model: Any) -> dict[str, str]:
+    """The part that the module of a name belongs to; a name stands for all below it."""
+    parts: dict[str, str] = {}
+    for name, child in model.named_children():
+        if name in CONTAINERS:
+            parts |= {f'{name}.{inner}': f'{name}.{inner}' for inner, _ in child.named_children()}
+        elif name != 'backbone':
+            parts[name] = name
+    layers: dict[str, str] = {}
+    for name, module in model.backbone.named_modules(prefix='backbone'):
+        part = next((part for part, kind in LAYERS.items() if isinstance(module, kind)), None)
+        if part is not None:
+            layers[name] = part
+    return {'backbone': 'backbone, other'} | layers | parts
+
+
+def _part_of(name: str, parts: dict[str, str]) -> str:
+    return parts[name if name in parts else _enclosing(name, parts)]
+
+
+def _enclosing(name: str, names: Container[str]) -> str:
+    """The innermost of the names that holds a module or parameter, empty for none."""
+    while name:
+        name = name.rpartition('.')[0]
+        if name in names:
+            break
+    return name
+
+
+def _as_list(modules: nn.Module | None) -> list[Any]:
+    if modules is None:
+        return []
+    return list(modules) if isinstance(modules, nn.ModuleList) else [modules]

@@ -1,0 +1,151 @@
+"""Export a module to ONNX, and prove the graph with onnxruntime before anybody gets it."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmlavit.errors import UserError
+
+__all__ = ['ExportError', 'OnnxExport', 'check_packages', 'export_onnx']
+
+PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+TOLERANCE = 1e-4
+
+
+class ExportError(Exception):
+    """The module cannot be exported, or the graph computes something else."""
+
+
+class OnnxExport(NamedTuple):
+    """A proven graph.
+
+    Attributes:
+        content: Bytes of the file.
+        difference: Largest deviation from PyTorch, in units of the largest output or of 1; of
+            whole numbers, the share that differs.
+        shapes: Shapes of the images it was compared on.
+    """
+
+    content: bytes
+    difference: float
+    shapes: list[tuple[int, ...]]
+
+
+def check_packages() -> None:
+    """Stop where a package that only exporting needs is missing.
+
+    Raises:
+        UserError: If one is; the message says how to install it.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f'exporting needs {", ".join(missing)}: install the extra `export`, as with '
+            "`pip install 'mmlavit[export]'`"
+        )
+
+
+def export_onnx(
+    module: nn.Module,
+    shape: tuple[int, int],
+    output_names: Sequence[str],
+    *,
+    channels: int = 3,
+    dynamic_batch: bool = False,
+    dynamic_size: bool = False,
+    metadata: dict[str, str] | None = None,
+) -> OnnxExport:
+    """Export a module that maps images to one tensor or several, and compare the graph with it.
+
+    Args:
+        module: Takes images of shape ``(B, channels, h, w)``; put into evaluation mode.
+        shape: Height and width of an image in pixels; where sizes are dynamic, of an example.
+        output_names: What the graph calls its outputs.
+        channels: Channels of an image.
+        dynamic_batch: Whether the graph takes any number of images, and not only one.
+        dynamic_size: Whether the graph takes images of any size.
+        metadata: Texts that the file carries along.
+
+    Raises:
+        UserError: If a package is missing.
+        ExportError: If the module cannot be exported, or the graph deviates.
+    """
+    check_packages()
+    import onnx
+
+    module = module.eval()
+    generator = torch.Generator().manual_seed(0)
+
+    def images(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    axes = {0: 'batch'} if dynamic_batch else {}
+    if dynamic_size:
+        axes |= {2: 'height', 3: 'width'}
+    # an example of one image would make a graph for one image
+    batch = 2 if dynamic_batch else 1
+    try:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (images(batch, channels, *shape),),
+                dynamo=True,
+                verbose=False,
+                input_names=['image'],
+                output_names=list(output_names),
+                dynamic_shapes=(axes,) if axes else None,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause = error.__cause__ or error
+        raise ExportError(f'torch cannot export it: {str(cause).splitlines()[0]}') from error
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, metadata or {})
+    onnx.checker.check_model(model)
+    content = model.SerializeToString()
+    height, width = shape
+    shapes: list[tuple[int, ...]] = [(1, channels, *shape)]
+    if dynamic_batch:
+        shapes.append((3, channels, *shape))
+    if dynamic_size:
+        # larger and smaller, and multiples of nothing
+        shapes += [(batch, channels, height + 61, width + 35), (batch, channels, 33, 65)]
+    difference = max(_difference(module, content, images(*size)) for size in shapes)
+    return OnnxExport(content, difference, shapes)
+
+
+def _difference(module: nn.Module, content: bytes, images: Tensor) -> float:
+    """How far the outputs are from those of PyTorch, as :class:`OnnxExport` says."""
+    import onnxruntime
+
+    with torch.no_grad():
+        outputs = module(images)
+    expected = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    size = 'x'.join(map(str, images.shape))
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
+        found = session.run(None, {'image': images.numpy()})
+    except Exception as error:  # onnxruntime has no base class of its own for its errors
+        reason = str(error).splitlines()[0]
+        raise ExportError(f'onnxruntime fails on images of {size}: {reason}') from error
+    largest = 0.0
+    for theirs, ours in zip(found, (output.numpy() for output in expected), strict=True):
+        if theirs.shape != ours.shape:
+            raise ExportError(f'images of {size} give {theirs.shape}, PyTorch {ours.shape}')
+        if np.issubdtype(ours.dtype, np.integer):
+            largest = max(largest, float((theirs != ours).mean()))
+            continue
+        scale = max(1.0, float(np.abs(ours).max()))
+        largest = max(largest, float(np.abs(theirs - ours).max()) / scale)
+    if not largest <= TOLERANCE:
+        raise ExportError(
+            f'on images of {size}, onnxruntime deviates by {largest:.1e} from PyTorch, more than '
+            f'{TOLERANCE:.0e}'
+        )
+    return largest

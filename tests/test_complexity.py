@@ -1,0 +1,128 @@
+"""The cost of a model, part by part."""
+
+import pytest
+import torch
+from closed_formula import closed_formula
+from conftest import Run, load_tool
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import mmlavit
+from mmlavit.engine.complexity import count_complexity
+from mmlavit.models.backbones.lavit import ARCHS
+
+tool = load_tool('complexity')
+CONFIGS = {
+    'cls': 'shapes/lavit-nano_shapes-cls.py',
+    'two-stage': 'shapes/mask-rcnn_lavit-nano_shapes.py',
+    'cascade': 'detection/cascade-mask-rcnn_lavit-small_fpn_ms-3x_coco.py',
+    'one-stage': 'shapes/retinanet_lavit-nano_shapes.py',
+    'upernet': 'shapes/upernet_lavit-nano_shapes.py',
+    'semantic-fpn': 'shapes/semantic-fpn_lavit-nano_shapes.py',
+}
+
+
+def config(kind: str) -> str:
+    return mmlavit.config_path(CONFIGS[kind])
+
+
+@pytest.fixture(autouse=True)
+def alone(isolated: None) -> None:
+    """Leave no default scope behind."""
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('twin', [False, True], ids=['LaViT', 'all-VA'])
+def test_every_part_equals_the_closed_formula(arch: str, twin: bool) -> None:
+    """Fused attention, shared by nothing else, counts; so does each part for itself."""
+    model = mmlavit.create_model(f'lavit_{arch}', less_attention=not twin)
+    va_layers = ARCHS[arch].depths if twin else ARCHS[arch].va_layers
+    expected = closed_formula(ARCHS[arch], va_layers=va_layers)
+    assert count_complexity(model, (224, 224)) == expected
+
+
+@pytest.mark.parametrize('kind', ['cls', 'two-stage', 'one-stage', 'upernet', 'semantic-fpn'])
+@pytest.mark.parametrize('shape', [(96, 160), (65, 100)])
+def test_parts_sum_to_what_a_real_image_costs(kind: str, shape: tuple[int, int]) -> None:
+    """Counting on the meta device gives the same as running the model, whatever the size."""
+    model = tool.build_plain_model(tool.read_config(config(kind), None)).eval()
+    parameters = sum(p.numel() for p in model.parameters())
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        features = model.extract_feat(torch.randn(1, 3, *shape))
+        for name in ('head', 'decode_head', 'bbox_head', 'rpn_head'):
+            if hasattr(model, name):
+                getattr(model, name)(features)
+        if kind == 'two-stage':
+            model.roi_head.bbox_head(torch.randn(100, 64, 7, 7))
+            model.roi_head.mask_head(torch.randn(20, 64, 14, 14))
+    found = tool.total(count_complexity(model, shape))
+    assert found == (parameters, counter.get_total_flops() // 2)
+
+
+@pytest.mark.parametrize('kind', CONFIGS)
+def test_table_lists_all_parts_and_their_sum(kind: str, run: Run) -> None:
+    """The rows of the printed table add up to its last one."""
+    output = run(tool, config(kind))
+    lines = output[output.index('part') :].splitlines()
+    rows = [line.rsplit(maxsplit=3) for line in lines if line.endswith(' G')]
+    numbers = {name.strip(): (int(p.replace(',', '')), float(g)) for name, p, g, _ in rows}
+    total = numbers.pop('total')
+    assert sum(p for p, _ in numbers.values()) == total[0]
+    assert sum(g for _, g in numbers.values()) == pytest.approx(total[1], abs=0.0005 * len(rows))
+    assert {'embedding', 'FFN', 'less attention (LA)', 'attention residual (AR)'} < set(numbers)
+    heads = {
+        'cls': {'head'},
+        'two-stage': {'neck', 'rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head'},
+        'cascade': {'neck', 'rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head'},
+        'one-stage': {'neck', 'bbox_head'},
+        'upernet': {'decode_head', 'auxiliary_head'},
+        'semantic-fpn': {'neck', 'decode_head'},
+    }
+    assert heads[kind] == set(numbers) - set(closed_formula(ARCHS['nano'])) | heads[kind] & {'head'}
+    for name in heads[kind]:
+        assert (numbers[name][1] > 0) == (name not in ('auxiliary_head', 'head'))
+    assert ('100 for the mask heads' in output) == (kind == 'cascade')
+    assert ('RoI heads: 100 regions' in output) == (kind == 'two-stage')
+
+
+def test_default_shape_is_that_of_the_task(run: Run) -> None:
+    """224x224 for a classifier, 800x1344 for a detector, 512x512 for a segmentor."""
+    for kind, shape in (('cls', '224x224'), ('one-stage', '800x1344'), ('upernet', '512x512')):
+        assert f', {shape} px' in run(tool, config(kind)).splitlines()[0]
+    assert ', 64x96 px' in run(tool, config('cls'), '--shape', '64', '96')
+
+
+def test_comparison_shows_the_twin_and_the_paper(run: Run) -> None:
+    """The twin's total is its closed formula's, and the paper's figures are the paper's."""
+    path = mmlavit.config_path('lavit-small_8xb128_in1k.py')
+    output = run(tool, path, '--compare')
+    total = next(line for line in output.splitlines() if line.startswith('total')).split()
+    arch = ARCHS['small']
+    for column, va_layers in ((1, arch.va_layers), (4, arch.depths)):
+        parts = closed_formula(arch, va_layers=va_layers).values()
+        params, macs = map(sum, zip(*parts, strict=True))
+        assert total[column : column + 2] == [f'{params:,}', f'{macs / 1e9:.3f}']
+    paper = next(line for line in output.splitlines() if 'paper' in line)
+    assert paper.split()[1:5] == ['22,400,000', 'parameters', '3.300', 'G']
+    assert {k: tuple(v) for k, v in tool.published().items()} == {
+        'tiny': (10_900_000, 1_600_000_000),
+        'small': (22_400_000, 3_300_000_000),
+        'base': (39_600_000, 6_100_000_000),
+    }
+
+
+def test_overrides_reach_the_model(run: Run) -> None:
+    """--cfg-options changes what is counted."""
+    plain = run(tool, config('cls'))
+    changed = run(tool, config('cls'), '--cfg-options', 'model.backbone.attention_residual=False')
+    assert 'attention residual' in plain
+    assert 'attention residual' not in changed
+
+
+def test_wrong_input_ends_in_one_message(fails: Run) -> None:
+    """Shape, override and config are named, with what was expected."""
+    assert "'nowhere.py' does not exist" in fails(tool, 'nowhere.py')
+    assert '--shape 0 5: expected two positive' in fails(tool, config('cls'), '--shape', '0', '5')
+    arch = 'model.backbone.arch=smal'
+    assert "arch='smal': expected one of" in fails(tool, config('cls'), '--cfg-options', arch)
+    assert 'the backbone is a ResNet' in fails(tool, 'cls.py', '--compare')

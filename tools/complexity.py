@@ -1,0 +1,167 @@
+"""Count parameters and multiply-adds of a model, part by part.
+
+Matrix products and convolutions count, those inside fused attention included; norms, activations,
+pooling and interpolation do not. One multiply-add is two FLOPs. Batch of one image, in evaluation.
+"""
+
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.fileio import load
+from mmengine.logging import MMLogger
+
+from mmlavit.engine import UserError
+from mmlavit.engine.complexity import Count, assumed_rois, count_complexity
+from mmlavit.engine.launch import LineParser, read_config, run_tool
+from mmlavit.engine.overrides import OverrideAction
+from mmlavit.engine.plain_model import add_shape, build_plain_model, shape_of_image
+from mmlavit.models import LaViT
+from mmlavit.models.backbones.lavit import ARCHS
+from mmlavit.models.factory import LaViTClassifier
+from mmlavit.shipped import CONFIGS
+
+Table = dict[str, Count]
+
+
+def build_parser() -> LineParser:
+    """Describe the command line."""
+    parser = LineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file of mmpretrain, mmdet or mmseg')
+    add_shape(parser)
+    parser.add_argument(
+        '--compare',
+        action='store_true',
+        help='put the all-VA twin (less_attention=False) and the published figures beside it',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=OverrideAction,
+        metavar='KEY=VALUE',
+        help='override keys of the config, as tools/test.py does',
+    )
+    return parser
+
+
+def complexity(args: Namespace) -> None:
+    """Count as the arguments say.
+
+    Raises:
+        UserError: If the config cannot be read, or its model cannot be built or counted.
+    """
+    # what constructors say is no part of the table
+    MMLogger.get_instance('complexity', log_level='WARNING')
+    cfg = read_config(args.config, args.cfg_options)
+    shape = shape_of_image(args, cfg)
+    model = build_plain_model(cfg)
+    backbone, rois = model.backbone, assumed_rois(model)
+    if args.compare and not isinstance(backbone, LaViT):
+        raise UserError(f'--compare: the backbone is a {type(backbone).__name__}, expected a LaViT')
+    tables = {'': count_complexity(model, shape)}
+    if args.compare:
+        cfg.model.backbone.less_attention = False
+        tables['all-VA twin'] = count_complexity(build_plain_model(cfg), shape)
+    print(f'{args.config}, {shape[0]}x{shape[1]} px')
+    print(render(tables))
+    if rois:
+        print(
+            f'RoI heads: {rois[0]} regions for the box heads, {rois[1]} for the mask heads, '
+            'the most that test_cfg lets through'
+        )
+    if args.compare:
+        print(compare_with_paper(cfg.model.backbone))
+
+
+def render(tables: dict[str, Table]) -> str:
+    """Lay out counts side by side, with a row for each part and one for the sum.
+
+    Args:
+        tables: Counts by title, the model's own first.
+    """
+    parts = list(dict.fromkeys(part for table in tables.values() for part in table))
+    head = ['part']
+    for title in tables:
+        suffix = f', {title}' if title else ''
+        head += [f'parameters{suffix}', f'multiply-adds{suffix}']
+    rows = [head]
+    for part in parts:
+        rows.append([part])
+        for table in tables.values():
+            rows[-1] += cells(table.get(part, Count(0, 0)))
+    rows.append(['total'])
+    for table in tables.values():
+        rows[-1] += cells(total(table))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = [
+        '  '.join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    rule = '-' * len(lines[0])
+    return '\n'.join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def cells(count: Count) -> list[str]:
+    """Parameters, and billions of multiply-adds."""
+    return [f'{count.parameters:,}', f'{count.macs / 1e9:.3f} G']
+
+
+def total(table: Table) -> Count:
+    """Sum over the parts."""
+    return Count(sum(c.parameters for c in table.values()), sum(c.macs for c in table.values()))
+
+
+def compare_with_paper(backbone: dict[str, Any]) -> str:
+    """Put a backbone, as the classifier that the paper counts, beside the published figures.
+
+    Args:
+        backbone: Config of the backbone.
+    """
+    arch = backbone.get('arch', 'small')
+    found = published().get(arch) if isinstance(arch, str) else None
+    if found is None:
+        return f'the paper has no figures for arch={arch!r}'
+    known = ('arch', 'window_size', 'attention_residual')
+    options = {key: backbone[key] for key in known if key in backbone}
+    lines = []
+    for title, count in (
+        ('here', classifier(**options)),
+        ('here, all-VA twin', classifier(**options, less_attention=False)),
+        ('paper', found),
+    ):
+        parameters, macs = cells(count)
+        lines.append(f'  {title:<20}{parameters:>12} parameters{macs:>10} multiply-adds')
+    return '\n'.join([f'{arch} as a classifier of 1000 classes at 224x224 px:', *lines])
+
+
+def classifier(**options: Any) -> Count:
+    """Count a classifier of 1000 classes at 224x224 px.
+
+    Args:
+        **options: Arguments of the backbone.
+    """
+    return total(count_complexity(LaViTClassifier(**options), (224, 224)))
+
+
+def published() -> dict[str, Count]:
+    """The paper's figures by arch, from the metafile of the configs."""
+    models = load(CONFIGS / 'classification/metafile.yml')['Models']
+    metadata = {model['Name']: model['Metadata'] for model in models}
+    found = {}
+    for arch in ARCHS:
+        meta = metadata.get(f'lavit-{arch}_8xb128_in1k', {})
+        if 'FLOPs (paper)' in meta:
+            found[arch] = Count(meta['Parameters (paper)'], meta['FLOPs (paper)'])
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    run_tool(build_parser(), complexity, argv)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,251 @@
+"""Export a classifier, a segmentor, or the backbone of any model to ONNX.
+
+The graph takes images (batch, 3, height, width) that are normalized as the config's data
+preprocessor does it; the file carries those settings and the names of the classes as metadata.
+
+  classifier      logits (batch, classes)
+  segmentor       logits (batch, classes, height, width), or with --argmax the class of each pixel
+  --backbone-only one map for each output of the backbone, or of the neck (FPN) behind it
+
+Detectors go with --backbone-only: their heads choose regions, whose number depends on the image.
+The file is written when onnxruntime gives what PyTorch gives, to 1e-4 of the largest output or of
+1 (labels: in all but 1e-4 of the pixels). Exit code 1: it does not, or the model cannot be
+exported; 2: wrong arguments. Nothing is written then.
+"""
+
+import json
+import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.runner import load_state_dict
+from torch import Tensor, nn
+
+from mmlavit.engine import UserError
+from mmlavit.engine.atomic_backend import AtomicBackend
+from mmlavit.engine.checkpoints import read_checkpoint
+from mmlavit.engine.hooks.strict_load_hook import check_belongs
+from mmlavit.engine.launch import LineParser, read_config, run_tool
+from mmlavit.engine.onnx_export import ExportError, check_packages, export_onnx
+from mmlavit.engine.overrides import OverrideAction
+from mmlavit.engine.plain_model import add_shape, build_plain_model, shape_of_image
+
+NORMALIZATION = ('mean', 'std', 'to_rgb', 'bgr_to_rgb', 'rgb_to_bgr')
+
+
+class Features(nn.Module):
+    """The maps of the backbone, or of the neck behind it.
+
+    Args:
+        model: Model of a toolbox.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        # a classifier's neck is its pooling
+        self.neck = None if hasattr(model, 'head') else getattr(model, 'neck', None)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Map images ``(B, 3, h, w)`` to maps ``(B, C, h', w')``."""
+        maps = self.backbone(image)
+        return tuple(maps if self.neck is None else self.neck(maps))
+
+
+class Classifier(nn.Module):
+    """The logits of a classifier.
+
+    Args:
+        model: Classifier of mmpretrain.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images ``(B, 3, h, w)`` to logits ``(B, classes)``."""
+        return self.model(image, mode='tensor')
+
+
+class Segmentor(nn.Module):
+    """The logits of a segmentor at the size of the image, as mmseg's whole-image inference.
+
+    Args:
+        model: Segmentor of mmseg.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images ``(B, 3, h, w)`` to logits ``(B, classes, h, w)``."""
+        logits = self.model(image, mode='tensor')
+        size, corners = image.shape[2:], self.model.align_corners
+        return F.interpolate(logits, size=size, mode='bilinear', align_corners=corners)
+
+
+class Labels(nn.Module):
+    """The class of each pixel.
+
+    Args:
+        segmentor: Gives logits ``(B, classes, h, w)``.
+    """
+
+    def __init__(self, segmentor: nn.Module) -> None:
+        super().__init__()
+        self.segmentor = segmentor
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images ``(B, 3, h, w)`` to indices ``(B, h, w)``."""
+        return self.segmentor(image).argmax(1)
+
+
+def build_parser() -> LineParser:
+    """Describe the command line."""
+    parser = LineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file of mmpretrain, mmdet or mmseg')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument('--out', type=Path, required=True, help='file to write, as model.onnx')
+    parser.add_argument('--overwrite', action='store_true', help='replace --out if it exists')
+    add_shape(parser)
+    parser.add_argument('--dynamic-batch', action='store_true', help='take any number of images')
+    parser.add_argument(
+        '--dynamic-size',
+        action='store_true',
+        help='take images of any size; --shape is an example. Not for segmentors as a whole',
+    )
+    parser.add_argument(
+        '--backbone-only', action='store_true', help='leave the heads out, and return maps'
+    )
+    parser.add_argument(
+        '--argmax', action='store_true', help='return the class of each pixel; segmentors'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=OverrideAction,
+        metavar='KEY=VALUE',
+        help='override keys of the config, as tools/test.py does',
+    )
+    parser.add_trust_checkpoint()
+    return parser
+
+
+def export(args: Namespace) -> None:
+    """Export as the arguments say.
+
+    Raises:
+        UserError: If the arguments do not fit, a package or file is missing, or the checkpoint does
+            not belong to the model.
+        SystemExit: With code 1, if the graph cannot be made or does not compute the same.
+    """
+    check_packages()
+    if args.out.is_dir() or (args.out.exists() and not args.overwrite):
+        raise UserError(f'--out {str(args.out)!r} exists; --overwrite replaces a file')
+    MMLogger.get_instance('export', log_level='WARNING')
+    cfg = read_config(args.config, args.cfg_options)
+    shape = shape_of_image(args, cfg)
+    check_options(args, cfg)
+    checkpoint = read_checkpoint(args.checkpoint)
+    model = build_plain_model(cfg)
+    check_belongs(checkpoint, model, args.checkpoint)
+    state = {str(k).removeprefix('module.'): v for k, v in checkpoint['state_dict'].items()}
+    load_state_dict(model, state, strict=False, logger='silent')
+    module, names = choose(revert_sync_batchnorm(model), args, cfg.default_scope)
+    try:
+        result = export_onnx(
+            module,
+            shape,
+            names,
+            dynamic_batch=args.dynamic_batch,
+            dynamic_size=args.dynamic_size,
+            metadata=describe(cfg, checkpoint),
+        )
+    except ExportError as error:
+        print(f'export_onnx.py: {error}; nothing was written', file=sys.stderr)
+        raise SystemExit(1) from error
+    AtomicBackend().put(result.content, args.out)
+    sizes = ', '.join('x'.join(map(str, size)) for size in result.shapes)
+    print(f'compared with onnxruntime on images of {sizes}: {result.difference:.1e} at most')
+    print(
+        f'written: {args.out} ({len(result.content) / 2**20:.1f} MiB), image -> {", ".join(names)}'
+    )
+
+
+def check_options(args: Namespace, cfg: Config) -> None:
+    """Stop where options do not fit the toolbox of the config.
+
+    Args:
+        args: The parsed arguments.
+        cfg: The config.
+
+    Raises:
+        UserError: If a detector is to be exported as a whole, ``--argmax`` has no logits of pixels
+            to work on, or a whole segmentor shall take any size.
+    """
+    scope = cfg.default_scope
+    if scope == 'mmdet' and not args.backbone_only:
+        raise UserError(
+            'the heads of a detector are not exported: proposals, RoIAlign and NMS keep as many '
+            'regions as the image gives. --backbone-only exports the backbone with the neck'
+        )
+    if args.argmax and (scope != 'mmseg' or args.backbone_only):
+        raise UserError('--argmax: needs a config of mmseg, and no --backbone-only')
+    if args.dynamic_size and scope == 'mmseg' and not args.backbone_only:
+        raise UserError(
+            "--dynamic-size: mmseg's heads write the size of the example into the graph; export "
+            'one file a size, or the backbone with --backbone-only'
+        )
+
+
+def choose(model: nn.Module, args: Namespace, scope: str) -> tuple[nn.Module, list[str]]:
+    """What to export of a model, and the names of its outputs.
+
+    Args:
+        model: The model.
+        args: The parsed arguments.
+        scope: Its toolbox.
+    """
+    if args.backbone_only:
+        features = Features(model).eval()
+        with torch.no_grad():
+            count = len(features(torch.zeros(1, 3, 64, 64)))
+        return features, [f'map{i}' for i in range(count)]
+    if scope == 'mmpretrain':
+        return Classifier(model), ['logits']
+    return (Labels(Segmentor(model)), ['labels']) if args.argmax else (Segmentor(model), ['logits'])
+
+
+def describe(cfg: Config, checkpoint: dict[str, Any]) -> dict[str, str]:
+    """What a user of the file must know, as JSON texts by name.
+
+    Args:
+        cfg: The config.
+        checkpoint: What the checkpoint holds.
+    """
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    return {
+        'normalization': json.dumps(
+            {k: preprocessor[k] for k in NORMALIZATION if k in preprocessor}
+        ),
+        'classes': json.dumps(list(meta.get('classes') or [])),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    run_tool(build_parser(), export, argv)
+
+
+if __name__ == '__main__':
+    main()
