@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -72,7 +73,7 @@ def test_layers_runs_from_any_directory(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count('| LA over VA') + done.stdout.count('|  LA over VA') == 3
+    assert len(re.findall(r'\|\s+LA over VA', done.stdout)) == 3
     rows = json.loads((tmp_path / 'layers.json').read_text())['rows']
     found = {}
     for row in rows:

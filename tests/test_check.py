@@ -105,6 +105,7 @@ def test_bad_config_is_reported_as_a_whole(checked, data):
         '    head=dict(num_clases=3))\n'
         "train_dataloader = dict(dataset=dict(data_root='nowhere'))\n"
         "val_dataloader = dict(dataset=dict(data_root='shapes/classification'))\n"
+        "test_dataloader = dict(dataset=dict(data_root='shapes/classification'))\n"
         "load_from = 'nothing.pth'\n"
     )
     lines = checked('bad.py', '--work-dir', 'cls.py/run')
