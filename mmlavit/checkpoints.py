@@ -22,7 +22,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from mmlavit.errors import UnsafeCheckpointError, UserError
 
-__all__ = ['check_checkpoint', 'load_checkpoint', 'safe_loading']
+__all__ = ['check_checkpoint', 'load_checkpoint', 'read_checkpoint', 'safe_loading']
 
 # Whether an enclosing `safe_loading` has decided how this run loads.
 _decided: ContextVar[bool] = ContextVar('decided', default=False)
@@ -82,6 +82,23 @@ def load_checkpoint(path: str, map_location: str = 'cpu') -> dict[str, Any]:
     except Exception as error:
         raise UserError(f'checkpoint {path!r} cannot be read: {_first_line(error)}') from error
     return _checked(content, path)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint of mmengine into memory of the CPU, as data.
+
+    Args:
+        path: A path or URL.
+
+    Raises:
+        UserError: If there is no such file, it is no checkpoint with a state dict, or it holds what
+            :func:`load_checkpoint` does not allow.
+    """
+    checkpoint = load_checkpoint(path)
+    if not checkpoint.get('state_dict'):
+        keys = ', '.join(map(str, list(checkpoint)[:10])) or '(none)'
+        raise UserError(f'checkpoint {path!r} has no state_dict: found a dict with the keys {keys}')
+    return checkpoint
 
 
 def check_checkpoint(path: str, name: str = 'checkpoint') -> None:

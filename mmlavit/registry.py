@@ -26,6 +26,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='mmlavit',
     # apart from mmlavit.engine, since it needs mmpretrain
-    locations=['mmlavit.engine.layer_decay'],
+    locations=['mmlavit.engine.optimizers.layer_decay'],
 )
 RUNNERS = Registry('runner', parent=MMENGINE_RUNNERS, scope='mmlavit', locations=['mmlavit.engine'])

@@ -16,22 +16,25 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.datasets.transforms import ResizeEdge
 from PIL import Image
 
-from mmlavit.engine import DiagonalityHook, UserError
-from mmlavit.engine.attention_maps import (
+from mmlavit.engine import (
+    DiagonalityHook,
+)
+from mmlavit.errors import UserError
+from mmlavit.models import LaViT, LessAttention, VanillaAttention, diagonality_loss
+from mmlavit.models.layers import PAD_VALUE, FusedVanillaAttention, tiles
+from mmlavit.visualization.attention_maps import (
     LayerAttention,
     attach_attention_maps,
     collect_attention,
     find_backbone,
 )
-from mmlavit.engine.attention_measures import (
+from mmlavit.visualization.attention_measures import (
     diagonality_terms,
     identity_distance,
     similarity,
     similarity_matrix,
 )
-from mmlavit.engine.attention_windows import ImageGeometry, attention_of
-from mmlavit.models import LaViT, LessAttention, VanillaAttention, diagonality_loss
-from mmlavit.models.layers import PAD_VALUE, FusedVanillaAttention, tiles
+from mmlavit.visualization.attention_windows import ImageGeometry, attention_of
 
 TOOL, TRAIN = load_tool('visualize_attention'), load_tool('train')
 CONFIGS = {

@@ -13,10 +13,10 @@ from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
 
-from mmlavit.engine import UserError
-from mmlavit.engine.check_config import misspelt_keys
-from mmlavit.engine.checked_pipeline import SampleError
-from mmlavit.engine.launch import build_runner, read_config
+from mmlavit.checks.config import misspelt_keys
+from mmlavit.checks.pipeline import SampleError
+from mmlavit.cli.launch import build_runner, read_config
+from mmlavit.errors import UserError
 
 TRAIN = load_tool('train')
 NANO = str(ROOT / 'configs/shapes/lavit-nano_shapes-cls.py')

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmlavit
-from mmlavit.engine.complexity import count_complexity
+from mmlavit.apis.complexity import count_complexity
 from mmlavit.models.backbones.lavit import ARCHS
 
 tool = load_tool('complexity')

@@ -20,7 +20,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from watched_config import deprecations, unread_keys, watch
 
-from mmlavit.engine.launch import build_runner
+from mmlavit.cli.launch import build_runner
 
 CONFIGS = sorted(
     path.relative_to(ROOT)

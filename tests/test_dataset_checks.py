@@ -13,9 +13,14 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
-from mmlavit.engine import DatasetCheckHook, PortableRunner, UserError, add_dataset_check
-from mmlavit.engine.check_masks import check_masks
-from mmlavit.engine.dataset_checks import check_heads, check_samples, class_heads
+from mmlavit.checks.datasets import check_heads, check_samples, class_heads
+from mmlavit.checks.masks import check_masks
+from mmlavit.engine import (
+    DatasetCheckHook,
+    PortableRunner,
+    add_dataset_check,
+)
+from mmlavit.errors import UserError
 
 CLS = 'shapes/lavit-nano_shapes-cls'
 DET = 'shapes/mask-rcnn_lavit-nano_shapes'

@@ -9,8 +9,8 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmlavit.engine import UserError
-from mmlavit.engine.launch import build_runner
+from mmlavit.cli.launch import build_runner
+from mmlavit.errors import UserError
 from mmlavit.models import LaViT
 from mmlavit.models.layers import resize_transform
 

@@ -16,7 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmlavit.engine.launch import build_runner
+from mmlavit.cli.launch import build_runner
 
 IMAGES = 4
 STEPS = 2

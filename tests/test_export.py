@@ -16,8 +16,8 @@ from torch import nn
 from torch.export import Dim
 
 import mmlavit
-from mmlavit.engine.onnx_export import ExportError, export_onnx
-from mmlavit.engine.plain_model import build_plain_model
+from mmlavit.apis.onnx_export import ExportError, export_onnx
+from mmlavit.cli.plain_model import build_plain_model
 from mmlavit.models import LaViT
 
 tool = load_tool('export_onnx')

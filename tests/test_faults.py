@@ -17,11 +17,13 @@ from distributed_jobs import finish, start
 from mmengine.config import Config
 from torch.utils.data import DataLoader, Dataset
 
+from mmlavit.atomic_backend import AtomicBackend
 from mmlavit.checkpoints import load_checkpoint
-from mmlavit.engine import SeedHook, UserError
-from mmlavit.engine.atomic_backend import AtomicBackend
-from mmlavit.engine.epoch_loop import _without_first
-from mmlavit.errors import UnsafeCheckpointError
+from mmlavit.engine import (
+    SeedHook,
+)
+from mmlavit.engine.runner.epoch_loop import _without_first
+from mmlavit.errors import UnsafeCheckpointError, UserError
 
 TRAIN = load_tool('train')
 # 12 images, 3 a batch

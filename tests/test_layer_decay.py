@@ -10,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmlavit.engine.layer_decay import LayerDecayOptimWrapperConstructor
+from mmlavit.engine.optimizers.layer_decay import LayerDecayOptimWrapperConstructor
 
 RATE, LR, DECAY = 0.5, 1e-3, 0.05
 CONFIGS = ['lavit-nano_shapes-cls', 'mask-rcnn_lavit-nano_shapes', 'upernet_lavit-nano_shapes']
@@ -85,7 +85,7 @@ def test_weight_decay_exemptions_hold(built):
 
 def test_engine_needs_no_mmpretrain():
     """Users of mmdet or mmseg alone can import the hooks and run the tools."""
-    code = "import sys; sys.modules['mmpretrain'] = None; import mmlavit.engine.launch"
+    code = "import sys; sys.modules['mmpretrain'] = None; import mmlavit.cli.launch"
     subprocess.run([sys.executable, '-c', code], check=True)
 
 

@@ -11,9 +11,9 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from test_configs import Predictions, fit_nano, load
 
+from mmlavit.cli.launch import build_runner
 from mmlavit.engine import BFloat16OptimWrapper, add_float32_operators
-from mmlavit.engine.float32_operators import float32_operators
-from mmlavit.engine.launch import build_runner
+from mmlavit.engine.optimizers.float32_operators import float32_operators
 
 MASK_RCNN = ROOT / 'configs/shapes/mask-rcnn_lavit-nano_shapes.py'
 cpu = pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU, --amp is float16')

@@ -3,8 +3,8 @@
 import pytest
 from mmengine.config import Config
 
-from mmlavit.engine import UserError
-from mmlavit.engine.overrides import merge_overrides
+from mmlavit.cli.overrides import merge_overrides
+from mmlavit.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('isolated')
 

@@ -24,8 +24,8 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from mmlavit.engine import UserError
-from mmlavit.engine.image_files import find_images, read_image
+from mmlavit.checks.image_files import find_images, read_image
+from mmlavit.errors import UserError
 
 SHAPES = ('circle', 'square', 'triangle')
 CONFIGS = {

@@ -20,7 +20,7 @@ from mmengine.visualization import Visualizer
 from mmpretrain.apis import ImageClassificationInferencer
 from mmseg.apis import MMSegInferencer
 
-from mmlavit.engine.launch import build_runner
+from mmlavit.cli.launch import build_runner
 from mmlavit.models import LaViT
 
 CONFIGS = {

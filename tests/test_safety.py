@@ -21,8 +21,8 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from mmlavit.checkpoints import load_checkpoint, safe_loading
-from mmlavit.engine import UserError
-from mmlavit.engine.launch import build_runner
+from mmlavit.cli.launch import build_runner
+from mmlavit.errors import UserError
 from mmlavit.models import LaViT
 
 pytestmark = pytest.mark.usefixtures('isolated')

@@ -6,7 +6,10 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import nn
 
-from mmlavit.engine import StrictLoadHook, UserError
+from mmlavit.engine import (
+    StrictLoadHook,
+)
+from mmlavit.errors import UserError
 from mmlavit.models import LessAttention
 
 pytestmark = pytest.mark.usefixtures('isolated')

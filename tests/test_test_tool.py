@@ -8,7 +8,7 @@ import torch
 from conftest import Run, load_tool, metrics_of, predictions
 from mmengine.config import Config
 
-from mmlavit.engine import UserError
+from mmlavit.errors import UserError
 
 TEST = load_tool('test')
 

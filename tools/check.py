@@ -5,14 +5,12 @@ converts or tolerates.
 """
 
 import io
-import runpy
 import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from copy import deepcopy
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
@@ -23,14 +21,9 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmlavit.checkpoints import safe_loading
-from mmlavit.engine import PortableRunner
-from mmlavit.engine.check_build import config_errors
-from mmlavit.engine.check_config import check_work_dir, missing_paths, misspelt_keys
-from mmlavit.engine.check_data import check_data, empty_classes
-from mmlavit.engine.check_masks import check_masks
-from mmlavit.engine.check_model import build_model, check_checkpoints, check_step
-from mmlavit.engine.check_report import Report
-from mmlavit.engine.dataset_checks import (
+from mmlavit.checks.build import config_errors
+from mmlavit.checks.config import check_work_dir, missing_paths, misspelt_keys
+from mmlavit.checks.datasets import (
     base_datasets,
     check_heads,
     check_labels,
@@ -38,7 +31,14 @@ from mmlavit.engine.dataset_checks import (
     class_heads,
     dataset_name,
 )
-from mmlavit.engine.launch import ToolParser, build_runner, load_config
+from mmlavit.checks.masks import check_masks
+from mmlavit.checks.model import build_model, check_checkpoints, check_step
+from mmlavit.checks.report import Report
+from mmlavit.checks.samples import check_data, empty_classes
+from mmlavit.cli.launch import ToolParser, build_runner, load_config
+from mmlavit.engine import PortableRunner
+from mmlavit.engine.optimizers.mixed_precision import set_mixed_precision
+from mmlavit.engine.runner.resume import resume
 
 SPLITS = ('train', 'val', 'test')
 NUM_MASKS = 50
@@ -72,8 +72,6 @@ def check(args: Namespace, report: Report) -> None:
         cfg = load_config(args)
     if cfg is None:
         return
-    # The tool prepares its config the same way, and a script cannot be imported by name.
-    training = runpy.run_path(str(Path(__file__).with_name('train.py')))
     loaders = [f'{split}_dataloader' for split in SPLITS if cfg.get(f'{split}_dataloader')]
     check_config(cfg, loaders, report)
     with report.attempt('work dir'):
@@ -83,10 +81,10 @@ def check(args: Namespace, report: Report) -> None:
         return
     with report.attempt('--resume'):
         if args.resume:
-            training['resume'](cfg, args.resume)
+            resume(cfg, args.resume)
     with report.attempt('mixed precision'):
         if cfg.get('optim_wrapper'):
-            training['set_mixed_precision'](cfg, args.amp, get_device())
+            set_mixed_precision(cfg, args.amp, get_device())
     init_default_scope(cfg.default_scope)
     model = build_model(with_preprocessor(cfg), report)
     if model is None:

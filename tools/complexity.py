@@ -11,11 +11,11 @@ from typing import Any
 from mmengine.fileio import load
 from mmengine.logging import MMLogger
 
-from mmlavit.engine import UserError
-from mmlavit.engine.complexity import Count, assumed_rois, count_complexity
-from mmlavit.engine.launch import LineParser, read_config, run_tool
-from mmlavit.engine.overrides import OverrideAction
-from mmlavit.engine.plain_model import add_shape, build_plain_model, shape_of_image
+from mmlavit.apis.complexity import Count, assumed_rois, count_complexity
+from mmlavit.cli.launch import LineParser, read_config, run_tool
+from mmlavit.cli.overrides import OverrideAction
+from mmlavit.cli.plain_model import add_shape, build_plain_model, shape_of_image
+from mmlavit.errors import UserError
 from mmlavit.models import LaViT
 from mmlavit.models.backbones.lavit import ARCHS
 from mmlavit.models.factory import LaViTClassifier

@@ -28,14 +28,14 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import load_state_dict
 from torch import Tensor, nn
 
-from mmlavit.engine import UserError
-from mmlavit.engine.atomic_backend import AtomicBackend
-from mmlavit.engine.checkpoints import read_checkpoint
-from mmlavit.engine.hooks.strict_load_hook import check_belongs
-from mmlavit.engine.launch import LineParser, read_config, run_tool
-from mmlavit.engine.onnx_export import ExportError, check_packages, export_onnx
-from mmlavit.engine.overrides import OverrideAction
-from mmlavit.engine.plain_model import add_shape, build_plain_model, shape_of_image
+from mmlavit.apis.onnx_export import ExportError, check_packages, export_onnx
+from mmlavit.atomic_backend import AtomicBackend
+from mmlavit.checkpoints import read_checkpoint
+from mmlavit.cli.launch import LineParser, read_config, run_tool
+from mmlavit.cli.overrides import OverrideAction
+from mmlavit.cli.plain_model import add_shape, build_plain_model, shape_of_image
+from mmlavit.errors import UserError
+from mmlavit.models.key_differences import check_belongs
 
 NORMALIZATION = ('mean', 'std', 'to_rgb', 'bgr_to_rgb', 'rgb_to_bgr')
 

@@ -31,14 +31,14 @@ from mmengine.device import get_device
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from mmlavit.engine import UserError
-from mmlavit.engine.atomic_backend import AtomicBackend
-from mmlavit.engine.checkpoints import read_checkpoint
-from mmlavit.engine.image_files import find_images, read_image
-from mmlavit.engine.launch import LineParser, read_config, run_tool
-from mmlavit.engine.overrides import OverrideAction
-from mmlavit.engine.predictors import build_predictor
-from mmlavit.engine.tool_arguments import check_device, check_out
+from mmlavit.apis.predictors import build_predictor
+from mmlavit.atomic_backend import AtomicBackend
+from mmlavit.checkpoints import read_checkpoint
+from mmlavit.checks.image_files import find_images, read_image
+from mmlavit.cli.arguments import check_device, check_out
+from mmlavit.cli.launch import LineParser, read_config, run_tool
+from mmlavit.cli.overrides import OverrideAction
+from mmlavit.errors import UserError
 
 Batch = list[tuple[str, np.ndarray]]
 

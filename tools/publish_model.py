@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmlavit.engine import UserError
-from mmlavit.engine.atomic_backend import AtomicBackend
-from mmlavit.engine.checkpoints import read_checkpoint
-from mmlavit.engine.launch import LineParser, run_tool
+from mmlavit.atomic_backend import AtomicBackend
+from mmlavit.checkpoints import read_checkpoint
+from mmlavit.cli.launch import LineParser, run_tool
+from mmlavit.errors import UserError
 
 KEPT = ('meta', 'state_dict')
 

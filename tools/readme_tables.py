@@ -7,8 +7,8 @@ from typing import Any
 
 from mmengine.fileio import load
 
-from mmlavit.engine import UserError
-from mmlavit.engine.launch import LineParser, run_tool
+from mmlavit.cli.launch import LineParser, run_tool
+from mmlavit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ' (paper)'

@@ -13,8 +13,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
-from mmlavit.engine import StrictLoadHook, UserError, add_dataset_check, add_float32_operators
-from mmlavit.engine.launch import (
+from mmlavit.cli.launch import (
     ToolParser,
     build_runner,
     check_checkpoint,
@@ -22,6 +21,12 @@ from mmlavit.engine.launch import (
     require,
     run_tool,
 )
+from mmlavit.engine import (
+    StrictLoadHook,
+    add_dataset_check,
+    add_float32_operators,
+)
+from mmlavit.errors import UserError
 
 METRIC_FILES = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
 PREDICTION_FILES = ('.pkl', '.pickle')

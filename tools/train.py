@@ -10,16 +10,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from mmlavit.engine import (
-    FiniteLossHook,
-    PreemptionHook,
-    SeedHook,
-    StrictLoadHook,
-    UserError,
-    add_dataset_check,
-    add_float32_operators,
-)
-from mmlavit.engine.launch import (
+from mmlavit.cli.launch import (
     ToolParser,
     build_runner,
     check_checkpoint,
@@ -27,7 +18,17 @@ from mmlavit.engine.launch import (
     require,
     run_tool,
 )
-from mmlavit.engine.resume import latest_resume_point, read_resume_point
+from mmlavit.engine import (
+    FiniteLossHook,
+    PreemptionHook,
+    SeedHook,
+    StrictLoadHook,
+    add_dataset_check,
+    add_float32_operators,
+)
+from mmlavit.engine.optimizers.mixed_precision import set_mixed_precision
+from mmlavit.engine.runner.resume import resume
+from mmlavit.errors import UserError
 
 
 def build_parser() -> ToolParser:
@@ -101,40 +102,6 @@ def fault_hooks(runner: Runner) -> Iterator[None]:
                 hook.signals.release()
 
 
-def set_mixed_precision(cfg: Config, enable: bool, device: str) -> None:
-    """Choose the optimizer wrapper for mixed precision.
-
-    ``AmpOptimWrapper`` does not run on a CPU, whoever asked for it; ``BFloat16OptimWrapper`` does.
-
-    Args:
-        cfg: The config, changed in place.
-        enable: Whether to turn mixed precision on where the config does not.
-        device: Type of the device to train on, as ``'cuda'``.
-
-    Raises:
-        UserError: If the config has an optimizer wrapper of another kind.
-    """
-    wrapper = cfg.optim_wrapper
-    kind = wrapper.get('type', 'OptimWrapper')
-    name = (
-        (kind if isinstance(kind, str) else kind.__name__)
-        .removeprefix('mmengine.')
-        .removeprefix('mmlavit.')
-    )
-    if enable:
-        if name not in ('OptimWrapper', 'AmpOptimWrapper', 'BFloat16OptimWrapper'):
-            raise UserError(
-                f'--amp: optim_wrapper.type is {name!r}, expected OptimWrapper or AmpOptimWrapper'
-            )
-        if name == 'OptimWrapper':
-            name = wrapper.type = 'AmpOptimWrapper'
-            wrapper.setdefault('loss_scale', 'dynamic')
-    if name == 'AmpOptimWrapper' and device == 'cpu':
-        wrapper.type = 'mmlavit.BFloat16OptimWrapper'
-        for key in ('loss_scale', 'dtype'):
-            wrapper.pop(key, None)
-
-
 def scale_learning_rate(cfg: Config) -> None:
     """Let the runner scale the learning rate.
 
@@ -147,36 +114,6 @@ def scale_learning_rate(cfg: Config) -> None:
     if (cfg.get('auto_scale_lr') or {}).get('base_batch_size') is None:
         raise UserError(f'--auto-scale-lr: {cfg.filename} has no auto_scale_lr.base_batch_size')
     cfg.auto_scale_lr.enable = True
-
-
-def resume(cfg: Config, checkpoint: str) -> list[str]:
-    """Resume from a checkpoint; ``'auto'`` starts as if not resumed where there is none yet.
-
-    Args:
-        cfg: The config, changed in place.
-        checkpoint: A path or URL, or ``'auto'`` for the newest complete one in the work dir.
-
-    Returns:
-        Warnings, as of files that are damaged.
-
-    Raises:
-        UserError: If the checkpoint is damaged or holds weights only, or none of several in the
-            work dir is complete.
-    """
-    if checkpoint == 'auto':
-        point = latest_resume_point(cfg.work_dir)
-    else:
-        point = read_resume_point(checkpoint)
-    cfg.resume = point is not None
-    if point is None:
-        return []
-    cfg.load_from = point.path
-    # The runner builds the dataloaders before it reads the seed, which orders their samples.
-    if not cfg.get('randomness'):
-        cfg.randomness = {}
-    if cfg.randomness.get('seed') is None:
-        cfg.randomness.seed = point.seed
-    return point.warnings
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -26,20 +26,20 @@ from matplotlib.figure import Figure
 from mmengine.device import get_device
 from torch import Tensor
 
-from mmlavit.engine import UserError
-from mmlavit.engine.atomic_backend import AtomicBackend
-from mmlavit.engine.attention_figures import draw_reports
-from mmlavit.engine.attention_maps import LayerAttention, collect_attention, find_backbone
-from mmlavit.engine.attention_point_figure import draw_attention
-from mmlavit.engine.attention_report import AttentionReport, measure_attention, shorten
-from mmlavit.engine.attention_windows import ImageGeometry, attention_of
-from mmlavit.engine.check_build import config_errors
-from mmlavit.engine.checkpoints import read_checkpoint
-from mmlavit.engine.image_files import read_image
-from mmlavit.engine.launch import LineParser, read_config, run_tool
-from mmlavit.engine.overrides import OverrideAction
-from mmlavit.engine.predictors import build_predictor
-from mmlavit.engine.tool_arguments import check_device, check_out
+from mmlavit.apis.predictors import build_predictor
+from mmlavit.atomic_backend import AtomicBackend
+from mmlavit.checkpoints import read_checkpoint
+from mmlavit.checks.build import config_errors
+from mmlavit.checks.image_files import read_image
+from mmlavit.cli.arguments import check_device, check_out
+from mmlavit.cli.launch import LineParser, read_config, run_tool
+from mmlavit.cli.overrides import OverrideAction
+from mmlavit.errors import UserError
+from mmlavit.visualization.attention_figures import draw_reports
+from mmlavit.visualization.attention_maps import LayerAttention, collect_attention, find_backbone
+from mmlavit.visualization.attention_point_figure import draw_attention
+from mmlavit.visualization.attention_report import AttentionReport, measure_attention, shorten
+from mmlavit.visualization.attention_windows import ImageGeometry, attention_of
 
 DPI = 200
 STAGES = (1, 2, 3, 4)

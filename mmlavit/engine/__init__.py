@@ -1,8 +1,5 @@
 """Hooks, and the runner helpers that no upstream package has."""
 
-from mmlavit.errors import UserError
-
-from .bf16_optim_wrapper import BFloat16OptimWrapper
 from .hooks import (
     DatasetCheckHook,
     DiagonalityHook,
@@ -16,7 +13,8 @@ from .hooks import (
     add_dataset_check,
     add_float32_operators,
 )
-from .portable_runner import PortableRunner
+from .optimizers.bf16_optim_wrapper import BFloat16OptimWrapper
+from .runner.portable_runner import PortableRunner
 
 __all__ = [
     'BFloat16OptimWrapper',
@@ -30,7 +28,6 @@ __all__ = [
     'SafeCheckpointHook',
     'SeedHook',
     'StrictLoadHook',
-    'UserError',
     'add_dataset_check',
     'add_float32_operators',
 ]

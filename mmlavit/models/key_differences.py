@@ -3,9 +3,35 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
+from mmlavit.errors import UserError
+
 from .layers import is_window_transform
 
 LISTED_KEYS = 10
+
+
+def check_belongs(checkpoint: Any, model: nn.Module, source: str) -> None:
+    """Compare the keys and shapes of a checkpoint with those of a model.
+
+    Args:
+        checkpoint: What a file holds.
+        model: The model that it should belong to.
+        source: What the message calls the file.
+
+    Raises:
+        UserError: If the checkpoint does not belong to the model; the message names the file and
+            the first keys of every kind.
+    """
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{source} holds a {type(checkpoint).__name__}, expected a state dict')
+    found = _compared(checkpoint.get('state_dict', checkpoint))
+    differences = key_differences(found, _compared(model.state_dict()))
+    if differences:
+        raise UserError(
+            f'{source} does not belong to this {type(model).__name__}:\n' + '\n'.join(differences)
+        )
 
 
 def key_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
@@ -47,3 +73,12 @@ def listing(keys: Iterable[Any], most: int = LISTED_KEYS) -> str:
 
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(getattr(value, 'shape', ()))
+
+
+def _compared(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    state = {str(key).removeprefix('module.'): value for key, value in state_dict.items()}
+    return {
+        key: value
+        for key, value in state.items()
+        if not (key.startswith('data_preprocessor.') or key.endswith('.num_batches_tracked'))
+    }

@@ -9,10 +9,10 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from mmlavit.atomic_backend import AtomicBackend, remove_leftovers
 from mmlavit.registry import HOOKS
 
-from ..agreement import fail_together
-from ..atomic_backend import AtomicBackend, remove_leftovers
+from .agreement import fail_together
 
 __all__ = ['SafeCheckpointHook', 'write_last_checkpoint']
 

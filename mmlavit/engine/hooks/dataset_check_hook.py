@@ -6,17 +6,16 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
-from mmlavit.registry import HOOKS
-
-from ..check_masks import check_masks
-from ..checked_pipeline import name_files
-from ..dataset_checks import (
+from mmlavit.checks.datasets import (
     base_datasets,
     check_heads,
     check_labels,
     check_samples,
     class_heads,
 )
+from mmlavit.checks.masks import check_masks
+from mmlavit.checks.pipeline import name_files
+from mmlavit.registry import HOOKS
 
 __all__ = ['DatasetCheckHook', 'add_dataset_check']
 

@@ -12,9 +12,16 @@ from torch.utils.hooks import RemovableHandle
 
 from mmlavit.models import LaViT, LessAttention
 from mmlavit.registry import HOOKS
-
-from ..attention_maps import LayerAttention, attach_attention_maps, find_backbone
-from ..attention_measures import diagonality_terms, identity_distance, similarity
+from mmlavit.visualization.attention_maps import (
+    LayerAttention,
+    attach_attention_maps,
+    find_backbone,
+)
+from mmlavit.visualization.attention_measures import (
+    diagonality_terms,
+    identity_distance,
+    similarity,
+)
 
 __all__ = ['DiagonalityHook']
 

@@ -12,7 +12,7 @@ from mmengine.structures import BaseDataElement
 from mmlavit.errors import UserError
 from mmlavit.registry import HOOKS
 
-from ..agreement import fail_together
+from .agreement import fail_together
 
 __all__ = ['FiniteLossHook']
 

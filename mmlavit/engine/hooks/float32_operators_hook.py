@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 
 from mmlavit.registry import HOOKS
 
-from ..float32_operators import float32_operators
+from ..optimizers.float32_operators import float32_operators
 
 __all__ = ['Float32OperatorsHook', 'add_float32_operators']
 
@@ -18,7 +18,7 @@ __all__ = ['Float32OperatorsHook', 'add_float32_operators']
 class Float32OperatorsHook(Hook):
     """Let ``fp16=True`` of val_cfg and test_cfg work without a GPU, where mmengine uses bfloat16.
 
-    See :func:`mmlavit.engine.float32_operators.float32_operators` for what stays in float32.
+    :func:`mmlavit.engine.optimizers.float32_operators.float32_operators` keeps the rest in float32.
     """
 
     def __init__(self) -> None:

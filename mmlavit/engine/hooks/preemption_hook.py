@@ -11,9 +11,9 @@ from mmengine.runner import Runner
 
 from mmlavit.registry import HOOKS
 
-from ..agreement import fail_together, largest
-from ..stop_signals import StopSignals
+from .agreement import fail_together, largest
 from .checkpoint_hook import write_last_checkpoint
+from .stop_signals import StopSignals
 
 __all__ = ['PreemptionHook']
 

@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 
 from mmlavit.registry import HOOKS
 
-from ..epoch_loop import PROGRESS
+from ..runner.epoch_loop import PROGRESS
 
 __all__ = ['SeedHook']
 

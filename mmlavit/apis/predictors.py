@@ -14,8 +14,7 @@ from PIL import Image
 
 from mmlavit.checkpoints import safe_loading
 from mmlavit.errors import UserError
-
-from .hooks.strict_load_hook import check_belongs
+from mmlavit.models.key_differences import check_belongs
 
 __all__ = ['Predictor', 'build_predictor']
 

@@ -19,12 +19,12 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmlavit.checkpoints import check_checkpoint, safe_loading
+from mmlavit.checks.build import config_errors
+from mmlavit.checks.config import check_work_dir, missing_paths, misspelt_keys
+from mmlavit.engine.runner.portable_runner import PortableRunner
 from mmlavit.errors import UserError
 
-from .check_build import config_errors
-from .check_config import check_work_dir, missing_paths, misspelt_keys
 from .overrides import OverrideAction, merge_overrides
-from .portable_runner import PortableRunner
 
 __all__ = [
     'LineParser',

@@ -12,12 +12,12 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
 
+from mmlavit.checkpoints import read_checkpoint
 from mmlavit.errors import UserError
+from mmlavit.models.key_differences import check_belongs
 
-from .check_build import find_refusal
-from .check_report import Report
-from .checkpoints import read_checkpoint
-from .hooks.strict_load_hook import check_belongs
+from .build import find_refusal
+from .report import Report
 
 __all__ = ['build_model', 'check_checkpoints', 'check_step']
 

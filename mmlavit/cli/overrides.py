@@ -1,6 +1,5 @@
 """``--cfg-options`` that stops at a misspelt key instead of creating it."""
 
-import inspect
 from argparse import ArgumentError, ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -8,25 +7,11 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
-from mmengine.runner import Runner
 
+from mmlavit.checks.config import RUNNER_KEYS
 from mmlavit.errors import UserError
 
 __all__ = ['OverrideAction', 'merge_overrides']
-
-# What the runner reads from a config: its arguments, and the keys it looks up by itself.
-RUNNER_KEYS = {
-    *inspect.signature(Runner.__init__).parameters,
-    'activation_checkpointing',
-    'compile',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'runner_type',
-    'sync_bn',
-    'tta_model',
-    'tta_pipeline',
-} - {'self', 'cfg'}
 
 # Arguments of mmengine's classes that are dictionaries and that most configs leave out.
 OPTIONAL_DICTS = {

@@ -8,13 +8,26 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmlavit.errors import UserError
 
-from .overrides import RUNNER_KEYS
+__all__ = ['RUNNER_KEYS', 'check_work_dir', 'misspelt_keys', 'missing_paths']
 
-__all__ = ['check_work_dir', 'misspelt_keys', 'missing_paths']
+# What the runner reads from a config: its arguments, and the keys it looks up by itself.
+RUNNER_KEYS = {
+    *signature(Runner.__init__).parameters,
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+} - {'self', 'cfg'}
 
 SIMILAR = 0.8
 # `test_pipeline`, which most configs have, is a variable and no misspelt `tta_pipeline`.

@@ -7,12 +7,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmlavit.checkpoints import load_checkpoint
+from mmengine.config import Config
+
+from mmlavit.checkpoints import load_checkpoint, read_checkpoint
 from mmlavit.errors import UnsafeCheckpointError, UserError
 
-from .checkpoints import read_checkpoint
-
-__all__ = ['ResumePoint', 'latest_resume_point', 'read_resume_point']
+__all__ = ['ResumePoint', 'latest_resume_point', 'read_resume_point', 'resume']
 
 
 class ResumePoint(NamedTuple):
@@ -110,6 +110,36 @@ def latest_resume_point(work_dir: str) -> ResumePoint | None:
             'Move these files away to start anew'
         )
     return None
+
+
+def resume(cfg: Config, checkpoint: str) -> list[str]:
+    """Resume from a checkpoint; ``'auto'`` starts as if not resumed where there is none yet.
+
+    Args:
+        cfg: The config, changed in place.
+        checkpoint: A path or URL, or ``'auto'`` for the newest complete one in the work dir.
+
+    Returns:
+        Warnings, as of files that are damaged.
+
+    Raises:
+        UserError: If the checkpoint is damaged or holds weights only, or none of several in the
+            work dir is complete.
+    """
+    if checkpoint == 'auto':
+        point = latest_resume_point(cfg.work_dir)
+    else:
+        point = read_resume_point(checkpoint)
+    cfg.resume = point is not None
+    if point is None:
+        return []
+    cfg.load_from = point.path
+    # The runner builds the dataloaders before it reads the seed, which orders their samples.
+    if not cfg.get('randomness'):
+        cfg.randomness = {}
+    if cfg.randomness.get('seed') is None:
+        cfg.randomness.seed = point.seed
+    return point.warnings
 
 
 def _stop_if_newer(refused: list[tuple[float, UnsafeCheckpointError]], written: float) -> None:

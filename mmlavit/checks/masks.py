@@ -9,7 +9,7 @@ from mmengine import fileio
 
 from mmlavit.errors import UserError
 
-from .dataset_checks import class_names, dataset_name, listing
+from .datasets import class_names, dataset_name, listing
 from .image_files import no_mask, unreadable
 
 __all__ = ['check_mask', 'check_masks']

@@ -7,9 +7,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmlavit.checks.build import config_errors
 from mmlavit.errors import UserError
-
-from .check_build import config_errors
 
 __all__ = ['add_shape', 'build_plain_model', 'shape_of_image']
 

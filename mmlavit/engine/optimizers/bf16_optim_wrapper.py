@@ -24,7 +24,7 @@ class BFloat16OptimWrapper(OptimWrapper):
     bfloat16 has the exponent range of float32, so gradients need no scaling. A checkpoint moves
     between this class and ``AmpOptimWrapper`` in both directions: this class ignores the state
     of the loss scaler, and there it starts afresh. What cannot read bfloat16 stays in float32, see
-    :func:`mmlavit.engine.float32_operators.float32_operators`.
+    :func:`mmlavit.engine.optimizers.float32_operators.float32_operators`.
 
     Args:
         **kwargs: Passed to ``OptimWrapper``.

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmlavit.errors import UserError
 
-from .check_coco import Finding, coco_findings
-from .check_masks import check_mask
-from .check_report import Report
-from .checked_pipeline import name_files
-from .dataset_checks import base_datasets, class_names, dataset_name, wrong_labels
+from .coco import Finding, coco_findings
+from .datasets import base_datasets, class_names, dataset_name, wrong_labels
+from .masks import check_mask
+from .pipeline import name_files
+from .report import Report
 
 __all__ = ['check_data', 'empty_classes']
 

@@ -16,15 +16,15 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Priority, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmlavit.atomic_backend import ATOMIC
 from mmlavit.checkpoints import safe_loading
+from mmlavit.checks.build import config_errors, unknown_type
+from mmlavit.checks.datasets import check_samples, explain_empty
 from mmlavit.errors import UserError
 from mmlavit.registry import RUNNERS
 
-from .atomic_backend import ATOMIC
-from .check_build import config_errors, unknown_type
-from .dataset_checks import check_samples, explain_empty
+from ..hooks import SafeCheckpointHook
 from .epoch_loop import ResumableEpochLoop
-from .hooks import SafeCheckpointHook
 
 __all__ = ['PortableRunner']
 

@@ -1,0 +1,1 @@
+"""Use a model: predict, export, count."""

@@ -1,0 +1,1 @@
+"""Find what is wrong with a config, its data and its checkpoints."""

@@ -1,0 +1,1 @@
+"""Runner, loop, and where to resume from."""

@@ -1,0 +1,1 @@
+"""Look at the attention of a model."""
