@@ -1,4 +1,4 @@
-"""Metafiles, configs, models and README say the same."""
+"""Metafiles, configs, models, README and docs say the same."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import modelindex
 import pytest
 import torch
-from conftest import ROOT, load_tool
+from conftest import ROOT, Run, load_tool
 from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.registry import MODELS, DefaultScope
@@ -15,7 +15,7 @@ from mmpretrain.apis.model import ModelHub
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmlavit.models.backbones.lavit import ARCHS
+from mmlavit.models.backbones.arch import ARCHS
 from mmlavit.shipped import config_names
 
 INDEX = ROOT / 'model-index.yml'
@@ -76,7 +76,8 @@ def test_figures_are_those_of_the_model(model: dict[str, Any]) -> None:
             built(torch.zeros(1, 3, 224, 224))
         assert meta['FLOPs'] == round(counter.get_total_flops() / 2, -7)
     if 'Depths' in meta:
-        shape = [tuple(meta[key]) for key in ('Channels', 'Depths', 'VA Layers')]
+        texts = [meta[key] for key in ('Channels', 'Depths', 'VA Layers')]
+        shape = [tuple(int(value) for value in text.split(', ')) for text in texts]
         assert shape == list(ARCHS[cfg.model.backbone.arch][:3])
 
 
@@ -86,22 +87,59 @@ def test_the_config_quotes_the_paper_as_the_metafile_does(model: dict[str, Any])
     comment = re.match(r'(#.*\n)*', (ROOT / model['Config']).read_text('utf-8'))[0]
     comment = re.sub(r'\(.*?\)', '', comment.replace('\n# ', ' '))
     quoted = re.search(r'The paper +reports (.*?)(?:\.?\n|[.;] )', comment)
-    values = []
-    for result in model.get('Results', []):
-        assert all(name.endswith(' (paper)') for name in result['Metrics'])
-        values += result['Metrics'].values()
+    metrics = readme_tables.metrics_of(model)
+    values = [] if model['Metadata']['Training Data'] == 'Shapes' else list(metrics.values())
+    assert len(values) == sum(name.endswith(' (paper)') for name in metrics)
     found = re.findall(r'\d+\.\d+', quoted[1]) if quoted else []
     assert found == [str(value) for value in values]
 
 
-def test_readme_has_the_tables_of_the_metafiles(run, fails, tmp_path: Path) -> None:
-    """The tables agree; one changed digit is found and mended."""
+@every_model
+def test_lists_of_metadata_hold_texts(model: dict[str, Any]) -> None:
+    """openmim, which lists and searches models, turns every element into lower case."""
+    lists = [value for value in model['Metadata'].values() if isinstance(value, list)]
+    assert all(isinstance(element, str) for value in lists for element in value)
+
+
+def test_pages_have_the_tables_of_the_metafiles(run: Run) -> None:
+    """README and docs agree with them, and each table is on a page."""
     assert 'those of the metafiles' in run(readme_tables)
-    readme = tmp_path / 'README.md'
-    text = (ROOT / 'README.md').read_text('utf-8')
-    readme.write_text(text.replace('| 46.2 box AP |', '| 46.3 box AP |'), 'utf-8')
-    assert '46.3 box AP' in fails(readme_tables, '--readme', str(readme))
-    run(readme_tables, '--readme', str(readme), '--write')
-    assert readme.read_text('utf-8') == text
-    readme.write_text(text.replace('<!-- table: dense -->', ''), 'utf-8')
-    assert '<!-- table: dense -->' in fails(readme_tables, '--readme', str(readme), '--write')
+
+
+@pytest.mark.parametrize(
+    ('page', 'cell'),
+    [
+        ('README.md', '| 46.2 box AP |'),
+        ('README.md', '| 86.6 | 78.7 |'),
+        ('docs/pretraining.md', '| 10.96 M |'),
+        ('docs/segmentation.md', '| 2e-4 |'),
+    ],
+)
+def test_a_changed_cell_is_found_and_mended(
+    page: str, cell: str, run: Run, fails: Run, tmp_path: Path
+) -> None:
+    """The message names the page and the line; --write gives the table back."""
+    text = (ROOT / page).read_text('utf-8')
+    copy, changed = tmp_path / 'page.md', cell.replace('6', '7').replace('2e', '3e')
+    assert cell in text
+    copy.write_text(text.replace(cell, changed), 'utf-8')
+    message = fails(readme_tables, str(copy))
+    assert str(copy) in message
+    assert changed in message.partition('expected')[0]
+    run(readme_tables, str(copy), '--write')
+    assert copy.read_text('utf-8') == text
+
+
+def test_damaged_markers_are_named(fails: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    """A table without an end, of an unknown name, or on no page."""
+    page = tmp_path / 'README.md'
+    for text, message in (
+        ('<!-- table: dense -->\n| |\n', '<!-- end of table --> behind <!-- table: dense -->'),
+        ('<!-- table: dens -->\n<!-- end of table -->\n', "table 'dens': expected one of"),
+    ):
+        page.write_text(text)
+        assert message in fails(readme_tables, str(page), '--write')
+        assert page.read_text() == text
+    page.write_text('no table')
+    monkeypatch.setattr(readme_tables, 'ROOT', tmp_path)
+    assert 'no page has <!-- table: classification -->' in fails(readme_tables)
