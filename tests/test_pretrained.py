@@ -151,7 +151,19 @@ def breakages():
     def reshape(state):
         state['backbone.stages.0.embed.proj.weight'] = torch.zeros(64, 1, 4, 4)
 
+    def halve(state):
+        del state['backbone.norm3.bias']
+
+    def halve_other(state):
+        state['backbone.norm1.weight'] = torch.ones(128)
+
+    def foreign(state):
+        state['backbone.conv1.weight'] = torch.zeros(3)
+
     return [
+        (halve, r'missing from the file: 1: norm3\.bias'),
+        (halve_other, r'missing from the file: 1: norm1\.bias'),
+        (foreign, r'not in the model: 1: conv1\.weight'),
         (drop, r'missing from the file: 1: stages\.1\.blocks\.0\.attn\.qkv\.weight'),
         (add, r'not in the model: 1: stages\.1\.blocks\.0\.attn\.bias_table'),
         (reshape, r'\(64, 1, 4, 4\) in the file, \(64, 3, 4, 4\) in the model'),

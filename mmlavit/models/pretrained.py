@@ -46,9 +46,9 @@ def load_pretrained(
             + _paragraph('keys in the file', sorted(source))
         )
     target = backbone.state_dict()
-    stages = {_stage(k) for k in target}
-    unused = [k for k in found if k not in target and (_is_norm(k) or _stage(k) not in stages)]
-    new = [k for k in target if k not in found and _is_norm(k)]
+    parts, found_parts = {_part(k) for k in target}, {_part(k) for k in found}
+    unused = [k for k in found if _part(k) and _part(k) not in parts]
+    new = [k for k in target if _is_norm(k) and _part(k) not in found_parts]
     kept = {k: v for k, v in found.items() if k not in unused}
     differences = key_differences(kept, {k: v for k, v in target.items() if k not in new})
     if differences:
@@ -93,9 +93,9 @@ def _is_norm(key: str) -> bool:
     return re.match(r'norm\d\.', key) is not None
 
 
-def _stage(key: str) -> str:
-    """``'stages.2'`` for any key of that stage, ``''`` for a key of no stage."""
-    match = re.match(r'stages\.\d+', key)
+def _part(key: str) -> str:
+    """``'stages.2'`` or ``'norm2'`` for any key of those, ``''`` for any other."""
+    match = re.match(r'stages\.\d+|norm\d(?=\.)', key)
     return match[0] if match else ''
 
 
