@@ -206,6 +206,26 @@ def test_other_errors_of_a_dataset_stay_as_they_are(data):
         PortableRunner.build_dataloader(cfg.train_dataloader)
 
 
+@DATASETS.register_module()
+class Refusing(torch.utils.data.Dataset):
+    """A dataset of another make, which has its own reason to refuse a value."""
+
+    def __init__(self, path):
+        raise ValueError(f'path={path}: expected another')
+
+
+def test_error_of_a_dataset_of_another_make_is_its_own():
+    """Only mmengine's datasets take the argument with which an empty one is looked at."""
+    loader = dict(
+        batch_size=1,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(type='RepeatDataset', times=2, dataset=dict(type='Refusing', path='a')),
+    )
+    with pytest.raises(ValueError, match='path=a: expected another'):
+        PortableRunner.build_dataloader(loader)
+
+
 def test_empty_part_of_concatenated_data_is_found(data):
     """A part without samples hides among others."""
     inner = load(DET, data).train_dataloader.dataset

@@ -75,7 +75,8 @@ def explain_empty(config: dict[str, Any]) -> None:
     """Stop where a dataset that could not be built has no samples.
 
     Args:
-        config: Config of a dataset or of a wrapper around some.
+        config: Config of a dataset or of a wrapper around some. One that cannot be built for
+            another reason is left alone, since the caller has its error.
 
     Raises:
         UserError: As :func:`check_samples`.
@@ -83,8 +84,14 @@ def explain_empty(config: dict[str, Any]) -> None:
     inner = [config['dataset']] if 'dataset' in config else config.get('datasets', ())
     for wrapped in inner:
         explain_empty(wrapped)
-    if not inner:
-        check_samples(DATASETS.build({**config, 'serialize_data': False}))
+    if inner:
+        return
+    try:
+        dataset = DATASETS.build({**config, 'serialize_data': False})
+    except Exception:
+        # Not every dataset has the argument.
+        return
+    check_samples(dataset)
 
 
 def _check_not_empty(dataset: Any) -> None:
