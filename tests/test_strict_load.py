@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from conftest import Run, load_tool
+from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import nn
 
-from mmlavit.engine import (
-    StrictLoadHook,
-)
+from mmlavit.engine import PartialLoadHook, StrictLoadHook
 from mmlavit.errors import UserError
 from mmlavit.models import LessAttention
+
+TRAIN = load_tool('train')
 
 pytestmark = pytest.mark.usefixtures('isolated')
 
@@ -20,11 +22,15 @@ class _TTAModel(BaseTTAModel):
         return data_samples_list
 
 
-def load_strictly(model: nn.Module, checkpoint: object) -> None:
+def load(model: nn.Module, checkpoint: object, hook: Hook) -> None:
     torch.save(checkpoint, 'some.pth')
-    runner = Runner(model, 'work_dirs/strict', load_from='some.pth', log_level='WARNING')
-    runner.register_hook(StrictLoadHook())
+    runner = Runner(model, 'work_dirs/strict', load_from='some.pth', log_level='ERROR')
+    runner.register_hook(hook)
     runner.load_or_resume()
+
+
+def load_strictly(model: nn.Module, checkpoint: object) -> None:
+    load(model, checkpoint, StrictLoadHook())
 
 
 @pytest.mark.parametrize('wrap', ['none', 'tta', 'ddp'])
@@ -61,3 +67,27 @@ def test_strict_load_lists_what_does_not_fit() -> None:
     assert torch.equal(model.weight, before)
     with pytest.raises(UserError, match=r'some\.pth holds a list, expected a state dict'):
         load_strictly(model, [1])
+
+
+def test_partial_load_needs_one_tensor_that_fits() -> None:
+    """What fits is loaded, whatever the rest; where nothing does, the run stops."""
+    model = nn.Linear(4, 2)
+    wide = {'weight': torch.ones(2, 3), 'scale': torch.ones(1)}
+    load(model, wide | {'bias': torch.full((2,), 3.0)}, PartialLoadHook())
+    assert (model.bias == 3.0).all()
+    with pytest.raises(UserError) as error:
+        load(model, {'state_dict': wide}, PartialLoadHook())
+    assert str(error.value).splitlines() == [
+        'some.pth: no tensor fits this Linear:',
+        '  in the file: 2: weight, scale',
+        '  in the model: 2: weight, bias',
+    ]
+
+
+def test_training_does_not_start_from_a_checkpoint_of_which_nothing_fits(fails: Run) -> None:
+    """mmengine warns, and would train from random weights."""
+    torch.save({'state_dict': {'net.weight': torch.zeros(1)}}, 'net.pth')
+    options = ('model.backbone.norm_cfg.type=BN', 'load_from=net.pth')
+    message = fails(TRAIN, 'cls.py', '--cfg-options', *options)
+    assert 'net.pth: no tensor fits this ImageClassifier' in message
+    assert 'in the file: 1: net.weight' in message

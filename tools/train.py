@@ -20,6 +20,7 @@ from mmlavit.cli.launch import (
 )
 from mmlavit.engine import (
     FiniteLossHook,
+    PartialLoadHook,
     PreemptionHook,
     SeedHook,
     StrictLoadHook,
@@ -67,8 +68,7 @@ def train(args: Namespace) -> None:
     set_mixed_precision(cfg, args.amp, get_device())
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
-    checkpoint = args.resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
-    warnings = resume(cfg, checkpoint) if checkpoint else []
+    warnings = resume(cfg, args.resume)
     if cfg.get('load_from'):
         check_checkpoint(cfg.load_from)
     runner = build_runner(cfg)
@@ -76,8 +76,7 @@ def train(args: Namespace) -> None:
         runner.logger.warning(f'--resume: {warning}')
     add_dataset_check(runner)
     add_float32_operators(runner, cfg.get('val_cfg'))
-    if cfg.get('resume'):
-        runner.register_hook(StrictLoadHook())
+    runner.register_hook(StrictLoadHook() if cfg.get('resume') else PartialLoadHook())
     with fault_hooks(runner):
         runner.train()
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from mmlavit.checkpoints import read_checkpoint
 from mmlavit.errors import UserError
-from mmlavit.models.key_differences import check_belongs
+from mmlavit.models.key_differences import check_belongs, check_overlaps
 
 from .build import find_refusal
 from .report import Report
@@ -78,6 +78,7 @@ def check_checkpoints(cfg: Config, model: nn.Module | None, report: Report) -> N
             except UserError as error:
                 if cfg.get('resume'):
                     raise
+                check_overlaps(checkpoint, cast(nn.Module, model), path)
                 report.warn(f'{error}\nmmengine loads what fits, and the rest starts anew')
     if report.failures == failures:
         report.ok(f'checkpoints: load_from is {path}, init_cfg of the model is loaded')

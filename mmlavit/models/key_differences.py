@@ -12,6 +12,27 @@ from .layers import is_window_transform
 LISTED_KEYS = 10
 
 
+def check_overlaps(checkpoint: Any, model: nn.Module, source: str) -> None:
+    """Compare a checkpoint of which a model loads what fits with the model.
+
+    Args:
+        checkpoint: What a file holds.
+        model: The model.
+        source: What the message calls the file.
+
+    Raises:
+        UserError: If not a single tensor fits; the message names the file and the first keys of
+            both sides.
+    """
+    found, expected = _state_dict(checkpoint, source), _compared(model.state_dict())
+    if any(key in found and _fits(key, found[key], expected[key]) for key in expected):
+        return
+    raise UserError(
+        f'{source}: no tensor fits this {type(model).__name__}:\n'
+        f'  in the file: {listing(found)}\n  in the model: {listing(expected)}'
+    )
+
+
 def check_belongs(checkpoint: Any, model: nn.Module, source: str) -> None:
     """Compare the keys and shapes of a checkpoint with those of a model.
 
@@ -24,9 +45,7 @@ def check_belongs(checkpoint: Any, model: nn.Module, source: str) -> None:
         UserError: If the checkpoint does not belong to the model; the message names the file and
             the first keys of every kind.
     """
-    if not isinstance(checkpoint, dict):
-        raise UserError(f'{source} holds a {type(checkpoint).__name__}, expected a state dict')
-    found = _compared(checkpoint.get('state_dict', checkpoint))
+    found = _state_dict(checkpoint, source)
     differences = key_differences(found, _compared(model.state_dict()))
     if differences:
         raise UserError(
@@ -46,14 +65,14 @@ def key_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> li
     Returns:
         Indented lines, empty if everything fits.
     """
-    shapes = {key: (_shape(found[key]), _shape(expected[key])) for key in expected if key in found}
+    both = [key for key in expected if key in found]
     kinds = {
         'missing from the file': [key for key in expected if key not in found],
         'not in the model': [key for key in found if key not in expected],
         'of another shape': [
-            f'{key} {file} in the file, {model} in the model'
-            for key, (file, model) in shapes.items()
-            if file != model and not is_window_transform(key)
+            f'{key} {_shape(found[key])} in the file, {_shape(expected[key])} in the model'
+            for key in both
+            if not _fits(key, found[key], expected[key])
         ],
     }
     return [f'  {kind}: {listing(keys)}' for kind, keys in kinds.items() if keys]
@@ -71,8 +90,18 @@ def listing(keys: Iterable[Any], most: int = LISTED_KEYS) -> str:
     return f'{len(names)}: {", ".join(names[:most])}{more}'
 
 
+def _fits(key: str, found: Any, expected: Any) -> bool:
+    return _shape(found) == _shape(expected) or is_window_transform(key)
+
+
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(getattr(value, 'shape', ()))
+
+
+def _state_dict(checkpoint: Any, source: str) -> dict[str, Any]:
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{source} holds a {type(checkpoint).__name__}, expected a state dict')
+    return _compared(checkpoint.get('state_dict', checkpoint))
 
 
 def _compared(state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from .finite_loss_hook import FiniteLossHook
 from .float32_operators_hook import Float32OperatorsHook, add_float32_operators
 from .preemption_hook import PreemptionHook
 from .seed_hook import SeedHook
-from .strict_load_hook import StrictLoadHook
+from .strict_load_hook import PartialLoadHook, StrictLoadHook
 
 __all__ = [
     'DatasetCheckHook',
@@ -16,6 +16,7 @@ __all__ = [
     'DiagonalityLossHook',
     'FiniteLossHook',
     'Float32OperatorsHook',
+    'PartialLoadHook',
     'PreemptionHook',
     'SafeCheckpointHook',
     'SeedHook',
