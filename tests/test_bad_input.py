@@ -6,6 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, forget_runs, load_tool
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
@@ -13,12 +14,12 @@ from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
 
-from mmlavit.checks.config import misspelt_keys
+from mmlavit.checks.config import missing_paths, misspelt_keys, wrong_ann_files
 from mmlavit.checks.pipeline import SampleError
 from mmlavit.cli.launch import build_runner, read_config
 from mmlavit.errors import UserError
 
-TRAIN = load_tool('train')
+TRAIN, TEST = load_tool('train'), load_tool('test')
 NANO = str(ROOT / 'configs/shapes/lavit-nano_shapes-cls.py')
 BN = ('--cfg-options', 'model.backbone.norm_cfg.type=BN')
 SEG_BN = ('--cfg-options', 'model.decode_head.norm_cfg.type=BN')
@@ -128,6 +129,50 @@ def test_value_of_the_config_is_named(option, stops):
     assert option.partition('=')[0].split('.')[-1] in message
 
 
+@pytest.mark.parametrize(
+    'file', ['shapes/coco/val.json', 'shapes/coco/annotations/instances_train2017.json']
+)
+def test_file_that_the_evaluator_reads_is_named(file, data, fails):
+    """It is looked for before training, not when the first epoch ends; testing says the same."""
+    option = f'test_evaluator.ann_file={file}'
+    torch.save({'state_dict': {'a': torch.zeros(1)}}, data / 'some.pth')
+    message = fails(TEST, 'det.py', 'some.pth', '--cfg-options', option)
+    message = message.rpartition(': error: ')[2].strip().replace(str(data), '.')
+    assert f'`{message}`' in PAGE
+    (data / 'val.py').write_text(
+        "_base_ = 'det.py'\nval_cfg = dict()\nval_dataloader = {{_base_.test_dataloader}}\n"
+        f"val_evaluator = dict(type='CocoMetric', ann_file={file!r})\n"
+    )
+    found = fails(TRAIN, 'val.py').rpartition(': error: ')[2].strip().replace(str(data), '.')
+    assert found == message.replace('test_', 'val_')
+
+
+def test_annotation_file_without_a_root_is_looked_for(data):
+    """An empty data_root leaves the paths as they are, seen from the working directory."""
+    cfg = read_config('det.py', None)
+    file = cfg.test_evaluator.ann_file
+    cfg.test_dataloader.dataset.update(data_root='', ann_file=file, data_prefix=dict(img=''))
+    assert missing_paths(cfg, 'test_dataloader') + wrong_ann_files(cfg, 'test_dataloader') == []
+    cfg.test_dataloader.dataset.ann_file = 'none.json'
+    (message,) = missing_paths(cfg, 'test_dataloader')
+    assert message == f"test_dataloader: ann_file 'none.json' does not exist, seen from {data}"
+
+
+def test_evaluators_that_read_more_than_one_file(data):
+    """One of the metrics reads the file of the data; who concatenates data merges files."""
+    cfg = read_config('det.py', None)
+    other = dict(type='CocoMetric', ann_file='shapes/coco/annotations/instances_train2017.json')
+    own = cfg.test_evaluator
+    for evaluator in ([own, other], dict(type='Evaluator', metrics=[other, own]), [other]):
+        cfg.test_evaluator = evaluator
+        expected = [] if len(evaluator) == 2 else ['test_evaluator.0: ann_file is']
+        found = wrong_ann_files(cfg, 'test_dataloader')
+        assert [text.partition(" '")[0] for text in found] == expected
+    both = [cfg.train_dataloader.dataset, cfg.test_dataloader.dataset]
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=both)
+    assert wrong_ann_files(cfg, 'test_dataloader') == []
+
+
 def test_misspelt_key_of_the_config_is_named(stops, data):
     """mmengine would train with the base's dataloader instead."""
     (data / 'bad.py').write_text(f'_base_ = {NANO!r}\ntrain_datalodaer = dict(batch_size=2)\n')
@@ -226,7 +271,7 @@ def test_value_that_is_no_dictionary_is_named(data, fails):
 
 def test_work_dir_that_cannot_be_written_to_is_named(stops):
     """A path below a regular file fails for every user."""
-    assert stops('cls.py', *BN[:0], '--work-dir', 'cls.py/run').startswith('work dir')
+    assert stops('cls.py', '--work-dir', 'cls.py/run').startswith('work dir')
 
 
 def test_own_variables_are_no_misspelt_keys(data):

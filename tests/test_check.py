@@ -158,19 +158,36 @@ def test_loss_that_is_not_finite_fails(checked, data):
     assert failure == 'one step of training: loss is nan, expected a finite number'
 
 
+@pytest.mark.parametrize('file', ['shapes/coco/val.json', TRAIN])
+def test_file_that_the_evaluator_reads_is_checked(file, checked, data):
+    """Before the first epoch ends, and also where the data to test on is known already."""
+    (data / 'val.py').write_text(
+        "_base_ = 'det.py'\nval_cfg = dict()\nval_dataloader = {{_base_.test_dataloader}}\n"
+        'val_evaluator = {{_base_.test_evaluator}}\n'
+    )
+    (failure,) = of('FAIL', checked('val.py', '--cfg-options', f'test_evaluator.ann_file={file}'))
+    failure = failure.replace(str(data), '.')
+    assert failure.startswith('test_evaluator: ann_file') and f'`{failure}`' in PAGE
+
+
 def test_checkpoints_are_compared_with_the_model(checked, data, checkpoint):
     """Files that cannot be read, that belong elsewhere, and that cannot be resumed from."""
     shutil.copy(checkpoint, data / 'weights.pth')
     (data / 'cut.pth').write_bytes((data / 'weights.pth').read_bytes()[:5000])
+    state = torch.load(checkpoint)['state_dict']
     torch.save({'state_dict': {'a': torch.zeros(1)}}, data / 'other.pth')
+    backbone = {key: value for key, value in state.items() if key.startswith('backbone.')}
+    torch.save({'state_dict': backbone}, data / 'part.pth')
 
     (failure,) = of('FAIL', checked('cls.py', *BN, 'load_from=cut.pth'))
     assert failure == "checkpoint 'cut.pth' is damaged, or was not written by torch.save"
     assert f'`{failure}`' in PAGE
-    lines = checked('cls.py', *BN, 'load_from=other.pth')
+    (failure,) = of('FAIL', checked('cls.py', *BN, 'load_from=other.pth'))
+    assert failure.startswith('other.pth: no tensor fits this ImageClassifier')
+    lines = checked('cls.py', *BN, 'load_from=part.pth')
     assert not of('FAIL', lines)
     (warning,) = of('warn', lines)
-    assert warning.startswith('other.pth does not belong to this ImageClassifier')
+    assert warning.startswith('part.pth does not belong to this ImageClassifier')
     (failure,) = of('FAIL', checked('cls.py', '--resume', 'weights.pth', *BN))
     assert failure.startswith("checkpoint 'weights.pth' cannot be resumed: it holds state_dict")
     state = dict(torch.load('other.pth'), meta=dict(iter=1, epoch=1), message_hub={})
@@ -348,3 +365,93 @@ def test_labels_beyond_the_classes(checked, data):
         for label in (3, 4)
     ]
     assert found[:2] == expected and f'`{expected[0]}`' in PAGE
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (
+            lambda content: content['annotations'][2].pop('id'),
+            'annotations[2]: id is nothing, expected int or str',
+        ),
+        (
+            lambda content: content['annotations'][2].pop('image_id'),
+            'annotations[2] with the id 3: image_id is nothing, expected int or str',
+        ),
+        (
+            lambda content: content['images'][1].pop('width'),
+            'images[1] with the id 2: width is nothing, expected int or float',
+        ),
+        (
+            lambda content: content['annotations'][2].pop('bbox'),
+            'annotation 3 of 000000000002.png: bbox is None, expected four numbers, x, y, width '
+            'and height',
+        ),
+        (
+            lambda content: content['annotations'].append(7),
+            'annotations[8]: found 7, expected a dictionary',
+        ),
+    ],
+)
+def test_entry_that_stops_mmdet_is_named(spoil, message, checked, data):
+    """What mmdet raises while it builds the dataset names neither the file nor the entry."""
+    edit(data / TRAIN, spoil)
+    failures = of('FAIL', checked('det_masks.py'))
+    assert f'{TRAIN}: {message}' in failures and f'`{TRAIN}: {message}`' in PAGE
+    assert any(text.startswith('train_dataloader') for text in failures)
+
+
+def test_polygon_without_a_list_around_it_is_named(checked, data):
+    """A flat list of numbers, as some converters write it."""
+    edit(
+        data / TRAIN,
+        lambda content: content['annotations'][0].update(segmentation=[1, 1, 9, 1, 9, 9]),
+    )
+    message = (
+        f'{TRAIN}: annotation 1 of 000000000001.png: segmentation is [1, 1, 9, 1, 9, 9], expected '
+        'a list of polygons, each a list'
+    )
+    assert message in of('FAIL', checked('det_masks.py', '--data')) and f'`{message}`' in PAGE
+
+
+def test_images_that_pillow_does_not_know_are_no_failure(checked, data):
+    """The pipeline may load what it likes."""
+    path = images(data / FOLDERS / 'circle')[0]
+    cv2.imwrite(str(path.with_suffix('.ppm')), np.zeros((32, 32, 3), np.uint8))
+    header, _, rest = path.with_suffix('.ppm').read_bytes().partition(b'\n')
+    # OpenCV skips a comment of any length, which Pillow refuses
+    path.write_bytes(header + b'\n#' + b' ' * 200 + b'\n' + rest)
+    path.with_suffix('.ppm').unlink()
+    with pytest.raises(ValueError), Image.open(path):
+        pass
+
+
+def test_damaged_checkpoint_that_is_passed_over_is_a_warning(checked, data, checkpoint):
+    """As the log of training has it."""
+    weights = torch.load(checkpoint)['state_dict']
+    for number in (1, 2):
+        state = dict(meta=dict(epoch=number, iter=number), message_hub={}, optimizer={})
+        (data / 'work_dirs/cls').mkdir(parents=True, exist_ok=True)
+        torch.save(dict(state, state_dict=weights), data / f'work_dirs/cls/epoch_{number}.pth')
+    newest = data / 'work_dirs/cls/epoch_2.pth'
+    newest.write_bytes(newest.read_bytes()[:5000])
+    # `resume` of the config means the same
+    for argv in (('cls.py', '--resume', *BN), ('cls.py', *BN, 'resume=True')):
+        lines = checked(*argv)
+        assert not of('FAIL', lines)
+        (warning,) = of('warn', lines)
+        assert warning.startswith('--resume: passed over a damaged file') and 'epoch_2' in warning
+        assert any('load_from is work_dirs/cls/epoch_1.pth' in text for text in of('ok', lines))
+
+
+def test_config_says_how_many_masks_are_read(checked, data):
+    """With none, their values are nobody's business, also where every sample is loaded."""
+    cv2.imwrite(str(images(data / SEG_MASKS)[1]), np.full((64, 64), 7, np.uint8))
+    for number, found in ((1, 0), (50, 1), (0, 0)):
+        (data / 'some.py').write_text(
+            "_base_ = 'seg.py'\n"
+            f"custom_hooks = [dict(type='mmlavit.DatasetCheckHook', num_masks={number})]\n"
+        )
+        assert len(of('FAIL', checked('some.py', *SEG_BN))) == found, number
+    lines = checked('some.py', '--data', *SEG_BN)
+    assert not [text for text in of('FAIL', lines) if 'the mask has the values' in text]

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmlavit.errors import UserError
 
 TEST = load_tool('test')
+TRAIN_FILE = 'shapes/coco/annotations/instances_train2017.json'
 
 pytestmark = pytest.mark.usefixtures('isolated')
 
@@ -53,6 +54,16 @@ def test_metrics_can_be_the_output(checkpoint: str, run: Run) -> None:
     assert written.items() <= metrics_of(output).items()
 
 
+def test_several_metrics_are_evaluated(checkpoint: str, run: Run) -> None:
+    """An evaluator may be a list of metrics."""
+    Path('cls_two.py').write_text(
+        "_base_ = 'cls.py'\n"
+        "test_evaluator = [dict(type='Accuracy', topk=1), dict(type='SingleLabelMetric')]\n"
+    )
+    metrics = metrics_of(run(TEST, 'cls_two.py', checkpoint))
+    assert {'accuracy/top1', 'single-label/f1-score'} <= metrics.keys()
+
+
 def test_wrong_checkpoint_is_refused(checkpoint: str, fails: Run) -> None:
     """A checkpoint of another depth stops before any image is read, listing keys and counts."""
     message = fails(TEST, 'cls.py', checkpoint, '--cfg-options', 'model.backbone.depth=34')
@@ -73,6 +84,26 @@ def test_wrong_checkpoint_is_refused(checkpoint: str, fails: Run) -> None:
         (('seg.py', 'cls.pth', '--tta'), 'seg.py has no tta_model, tta_pipeline'),
         (('cls.py', 'cls.pth', '--tta', '--show-dir', 'x'), 'cannot paint augmented images'),
         (('det.py', 'cls.pth', '--show', '--interval', '2'), 'paints every test image'),
+        (
+            ('det.py', 'cls.pth', '--cfg-options', f'test_evaluator.ann_file={TRAIN_FILE}'),
+            f'test_evaluator: ann_file is {TRAIN_FILE!r}, expected that of test_dataloader, '
+            "'shapes/coco/annotations/instances_val2017.json'",
+        ),
+        (
+            ('det.py', 'cls.pth', '--cfg-options', 'test_evaluator.ann_file=none.json'),
+            "test_evaluator: ann_file 'none.json' does not exist, seen from ",
+        ),
+        (
+            (
+                *('det.py', 'cls.pth', '--cfg-options', 'test_dataloader.dataset.data_root='),
+                'test_dataloader.dataset.ann_file=none.json',
+            ),
+            "test_dataloader: ann_file 'none.json' does not exist, seen from ",
+        ),
+        (
+            ('cls.py', 'cls.pth', '--cfg-options', 'test_dataloader=[1,2]'),
+            'test_dataloader is [1, 2], expected a dictionary',
+        ),
     ],
 )
 def test_test_explains_user_errors(

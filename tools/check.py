@@ -18,11 +18,13 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import BaseModule, is_model_wrapper
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from torch import nn
 
 from mmlavit.checkpoints import safe_loading
 from mmlavit.checks.build import config_errors
-from mmlavit.checks.config import check_work_dir, missing_paths, misspelt_keys
+from mmlavit.checks.coco import unusable_entries
+from mmlavit.checks.config import check_work_dir, missing_paths, misspelt_keys, wrong_ann_files
 from mmlavit.checks.datasets import (
     base_datasets,
     check_heads,
@@ -36,12 +38,11 @@ from mmlavit.checks.model import build_model, check_checkpoints, check_step
 from mmlavit.checks.report import Report
 from mmlavit.checks.samples import check_data, empty_classes
 from mmlavit.cli.launch import ToolParser, build_runner, load_config
-from mmlavit.engine import PortableRunner
+from mmlavit.engine import DatasetCheckHook, PortableRunner
 from mmlavit.engine.optimizers.mixed_precision import set_mixed_precision
 from mmlavit.engine.runner.resume import resume
 
 SPLITS = ('train', 'val', 'test')
-NUM_MASKS = 50
 
 
 def build_parser() -> ToolParser:
@@ -80,8 +81,8 @@ def check(args: Namespace, report: Report) -> None:
     if cfg.get('model') is None:
         return
     with report.attempt('--resume'):
-        if args.resume:
-            resume(cfg, args.resume)
+        for warning in resume(cfg, args.resume):
+            report.warn(f'--resume: {warning}')
     with report.attempt('mixed precision'):
         if cfg.get('optim_wrapper'):
             set_mixed_precision(cfg, args.amp, get_device())
@@ -112,6 +113,7 @@ def check_config(cfg: Config, loaders: Sequence[str], report: Report) -> None:
     for loader in loaders:
         if cfg[loader] not in seen:
             problems += missing_paths(cfg, loader)
+        problems += wrong_ann_files(cfg, loader)
         seen.append(cfg[loader])
     report.fail_each(problems)
     if not problems:
@@ -155,7 +157,8 @@ def check_run(cfg: Config, model: nn.Module | None, every_sample: bool, report: 
         loader = cfg.get(f'{split}_dataloader')
         if not loader or cfg.get(f'{split}_cfg') is None:
             continue
-        if missing_paths(cfg, f'{split}_dataloader'):
+        name = f'{split}_dataloader'
+        if missing_paths(cfg, name) or wrong_ann_files(cfg, name):
             continue
         known = loader.dataset in seen
         seen.append(loader.dataset)
@@ -167,15 +170,37 @@ def check_run(cfg: Config, model: nn.Module | None, every_sample: bool, report: 
                 trainable |= split == 'train'
             elif not known:
                 dataset = PortableRunner.build_dataloader(deepcopy(loader)).dataset
+        if dataset is None and not known:
+            # Errors of mmdet name a key, and not the entry that lacks it.
+            with report.attempt(f'{split}_dataloader'):
+                report.fail_each(finding.text for finding in unusable_entries(loader.dataset))
         if dataset is None or known:
             continue
-        check_fit(model or nn.Module(), dataset, ignored, split, report)
+        num_masks = masks_to_read(runner)
+        check_fit(model or nn.Module(), dataset, ignored, num_masks, split, report)
         if every_sample:
             with report.attempt(f'{split}_dataloader'):
-                check_data(dataset, model or nn.Module(), ignored, report, progress=sys.stderr)
+                check_data(
+                    dataset,
+                    model or nn.Module(),
+                    ignored if num_masks else None,
+                    report,
+                    progress=sys.stderr,
+                )
     if trainable:
         with report.attempt('one step of training'), config_errors(cfg):
             check_step(runner, report)
+
+
+def masks_to_read(runner: Runner | None) -> int:
+    """How many masks of a dataset are read before training.
+
+    Args:
+        runner: The runner, whose config may say; ``None`` where it could not be built.
+    """
+    hooks = runner.hooks if runner is not None else []
+    own = [hook for hook in hooks if isinstance(hook, DatasetCheckHook)]
+    return (own or [DatasetCheckHook()])[0].num_masks
 
 
 def unwrapped(model: Any) -> nn.Module:
@@ -203,7 +228,12 @@ def silent(cfg: Config, folder: str) -> Config:
 
 
 def check_fit(
-    model: nn.Module, dataset: Any, ignored: set[int], split: str, report: Report
+    model: nn.Module,
+    dataset: Any,
+    ignored: set[int],
+    num_masks: int,
+    split: str,
+    report: Report,
 ) -> None:
     """Compare a dataset with its files and with the model, as training does before it starts.
 
@@ -211,6 +241,7 @@ def check_fit(
         model: The model without wrappers.
         dataset: A dataset or a wrapper around some.
         ignored: Labels of masks that do not count.
+        num_masks: How many masks to read.
         split: Which data it is.
         report: Takes the findings.
     """
@@ -220,7 +251,7 @@ def check_fit(
             lambda data: check_samples(data),
             lambda data: check_heads(model, data),
             lambda data: check_labels(model, data),
-            lambda data: check_masks(data, ignored, NUM_MASKS),
+            lambda data: check_masks(data, ignored, num_masks),
         ):
             with report.attempt(name):
                 test(base)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from mmlavit.errors import UserError
 
-__all__ = ['RUNNER_KEYS', 'check_work_dir', 'misspelt_keys', 'missing_paths']
+__all__ = ['RUNNER_KEYS', 'check_work_dir', 'misspelt_keys', 'missing_paths', 'wrong_ann_files']
 
 # What the runner reads from a config: its arguments, and the keys it looks up by itself.
 RUNNER_KEYS = {
@@ -88,12 +88,13 @@ def missing_paths(cfg: Config, key: str) -> list[str]:
         One message a path.
     """
     messages = []
-    for dataset in _datasets(cfg[key].get('dataset')):
+    for dataset in _datasets(cfg[key]):
         root = dataset.get('data_root')
-        if not root or ':' in root or dataset.get('backend_args'):
+        if not _is_local(root or '', dataset):
             continue
-        if not Path(root).exists():
-            messages.append(f'{key}: data_root {root!r} does not exist, seen from {Path.cwd()}')
+        absence = _absence(Path(root)) if root else ''
+        if absence:
+            messages.append(f'{key}: data_root {root!r} {absence}, seen from {Path.cwd()}')
             continue
         prefix = dataset.get('data_prefix') or {}
         below = {'ann_file': dataset.get('ann_file')}
@@ -104,9 +105,66 @@ def missing_paths(cfg: Config, key: str) -> list[str]:
             else {'data_prefix': prefix}
         )
         for name, path in below.items():
-            if isinstance(path, str) and ':' not in path and not Path(root, path).exists():
-                messages.append(f'{key}: {name} {str(Path(root, path))!r} does not exist')
+            if not isinstance(path, str) or not _is_local(path, dataset):
+                continue
+            whole = Path(root or '', path)
+            absence = _absence(whole)
+            if absence:
+                seen = '' if root else f', seen from {Path.cwd()}'
+                messages.append(f'{key}: {name} {str(whole)!r} {absence}{seen}')
     return messages
+
+
+def wrong_ann_files(cfg: Config, key: str) -> list[str]:
+    """Find annotation files of an evaluator that are not there, or not those of its data.
+
+    mmdet's metrics read the file once more, and one of other data numbers its images differently.
+    Only local paths are looked at. The two sides are compared in mmdet's configs where the data has
+    a single annotation file, which one of the metrics must read: of panoptic data, others read the
+    boxes.
+
+    Args:
+        cfg: The config.
+        key: Name of the dataloader whose results are evaluated.
+
+    Returns:
+        One message a file.
+    """
+    name = key.replace('dataloader', 'evaluator')
+    evaluator = cfg.get(name)
+    if isinstance(evaluator, dict) and 'metrics' in evaluator:
+        name, evaluator = f'{name}.metrics', evaluator['metrics']
+    metrics = {name: evaluator}
+    if isinstance(evaluator, list | tuple):
+        metrics = {f'{name}.{i}': metric for i, metric in enumerate(evaluator)}
+    known = {
+        str(Path(dataset.get('data_root') or '', dataset.ann_file))
+        for dataset in _datasets(cfg[key])
+        if isinstance(dataset.get('ann_file'), str)
+        and _is_local(f'{dataset.get("data_root")}{dataset.ann_file}', dataset)
+    }
+    paths = {
+        place: metric['ann_file']
+        for place, metric in metrics.items()
+        if isinstance(metric, dict)
+        and isinstance(metric.get('ann_file'), str)
+        and _is_local(metric['ann_file'], metric)
+    }
+    missing = [
+        f'{place}: ann_file {path!r} {absence}, seen from {Path.cwd()}'
+        for place, path in paths.items()
+        if (absence := _absence(Path(path)))
+    ]
+    # mmpretrain has the captions of its data in a file of their own.
+    if missing or cfg.get('default_scope') != 'mmdet' or len(known) != 1:
+        return missing
+    (expected,) = known
+    if Path(expected).resolve() in [Path(path).resolve() for path in paths.values()]:
+        return []
+    return [
+        f'{place}: ann_file is {path!r}, expected that of {key}, {expected!r}'
+        for place, path in paths.items()
+    ]
 
 
 def check_work_dir(path: str) -> None:
@@ -119,9 +177,9 @@ def check_work_dir(path: str) -> None:
         UserError: If no file can be made there.
     """
     folder = Path(path).absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -130,11 +188,26 @@ def check_work_dir(path: str) -> None:
         ) from error
 
 
-def _datasets(dataset: Any) -> Iterator[ConfigDict]:
-    if isinstance(dataset, dict):
-        yield dataset
-        for inner in (dataset.get('dataset'), *(dataset.get('datasets') or ())):
+def _datasets(node: Any) -> Iterator[ConfigDict]:
+    """The configs of datasets below that of a dataloader or of a wrapper."""
+    if not isinstance(node, dict):
+        return
+    for inner in (node.get('dataset'), *(node.get('datasets') or ())):
+        if isinstance(inner, dict):
+            yield inner
             yield from _datasets(inner)
+
+
+def _absence(path: Path) -> str:
+    """Why a path cannot be used, empty where it is there."""
+    try:
+        return '' if path.exists() else 'does not exist'
+    except OSError as error:
+        return f'cannot be used: {error.strerror}'
+
+
+def _is_local(path: str, node: Any) -> bool:
+    return ':' not in path and not node.get('backend_args')
 
 
 def _holds(node: Any, value: Any) -> bool:

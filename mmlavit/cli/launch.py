@@ -1,6 +1,7 @@
 """What the tools share: arguments, config, runner and user errors."""
 
 import argparse
+import errno
 import gc
 import os
 import signal
@@ -20,7 +21,7 @@ from mmengine.runner import Runner
 
 from mmlavit.checkpoints import check_checkpoint, safe_loading
 from mmlavit.checks.build import config_errors
-from mmlavit.checks.config import check_work_dir, missing_paths, misspelt_keys
+from mmlavit.checks.config import check_work_dir, missing_paths, misspelt_keys, wrong_ann_files
 from mmlavit.engine.runner.portable_runner import PortableRunner
 from mmlavit.errors import UserError
 
@@ -47,7 +48,10 @@ LAUNCHER_VARIABLES = {
     'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK',
 }
 
-SECONDS_FOR_FIRST_RANK = 5
+SECONDS_FOR_FIRST_RANK = float(os.environ.get('MMLAVIT_SECONDS_FOR_FIRST_RANK', '5'))
+
+# Of writing to a full disk, or beyond a quota.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LineParser(argparse.ArgumentParser):
@@ -55,8 +59,17 @@ class LineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one message and exit with code 2; with several processes, after the first one."""
+        self.explain(message)
+        self.exit(2)
+
+    def explain(self, message: str) -> None:
+        """Print why the tool stops; with several processes, after the first one.
+
+        Args:
+            message: What is wrong.
+        """
         _yield_to_first_rank()
-        self.exit(2, f'{self.prog}: error: {message}\n')
+        self._print_message(f'{self.prog}: error: {message}\n', sys.stderr)
 
     def add_trust_checkpoint(self) -> None:
         """Add the option with which a tool loads checkpoints that may run code."""
@@ -117,26 +130,41 @@ def run_tool(
         argv: Arguments, ``sys.argv[1:]`` if None.
 
     Raises:
-        SystemExit: With code 2 for a ``UserError``, with its own code if the tool exits.
+        SystemExit: With code 2 for a ``UserError``, a full disk or a file that may not be used,
+            with its own code if the tool exits.
     """
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(getattr(args, 'local_rank', 0)))
-    code = None
+    code, problem = None, None
     try:
         with safe_loading(trust=getattr(args, 'trust_checkpoint', False)):
             tool(args)
     except UserError as error:
-        parser.error(str(error))
+        problem = str(error)
     except SystemExit as error:
         code = error.code
+    except OSError as error:
+        if error.errno not in (*NO_SPACE, errno.EACCES):
+            raise
+        problem = f'{error.filename or "a file"} cannot be used: {error.strerror}'
+    if problem is not None:
+        parser.explain(problem)
+        code = 2
     # Not earlier: an error that is handled keeps the frames, and these the model, alive.
-    if dist.is_initialized():
-        dist.destroy_process_group()
-        # The model's wrapper holds the group still, and a thread of gloo that drops a tensor while
-        # Python shuts down aborts the process.
-        gc.collect()
+    _leave_process_group(failed=problem is not None)
     if code is not None:
         sys.exit(code)
+
+
+def _leave_process_group(failed: bool) -> None:
+    # Others may wait for a process that fails, and NCCL would make it wait for them.
+    if not dist.is_initialized() or (failed and dist.get_backend() != 'gloo'):
+        return
+    # A thread of gloo that drops a tensor while Python shuts down aborts the process. The model's
+    # wrapper holds the group, too. Were it the last to do so, it would wait for these threads while
+    # it has Python's lock, which they need.
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _yield_to_first_rank() -> None:
@@ -169,7 +197,7 @@ def load_config(args: argparse.Namespace) -> Config:
         args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     )
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        if cfg.get(name):
+        if isinstance(cfg.get(name), dict):
             _set_dataloader(cfg[name], cfg.default_scope, args)
     return cfg
 
@@ -185,10 +213,12 @@ def read_config(path: str, overrides: dict[str, Any] | None) -> Config:
         UserError: If the config cannot be read, is for none of the toolboxes, or an override leads
             nowhere.
     """
-    if not Path(path).is_file():
-        raise UserError(f'config file {path!r} does not exist')
     try:
+        if not Path(path).is_file():
+            raise UserError(f'config file {path!r} does not exist')
         cfg = Config.fromfile(path)
+    except UserError:
+        raise
     except (ConfigParsingError, ImportError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f'config file {path!r} cannot be read: {error}') from error
     except Exception as error:
@@ -224,11 +254,11 @@ def require(cfg: Config, *keys: str) -> None:
     Args:
         cfg: The config.
         *keys: Top-level keys that must be set. Local data of those that are dataloaders must
-            exist.
+            exist, and what evaluates them must read the same annotation file.
 
     Raises:
-        UserError: If a key or data is missing, or a key of the config is a misspelt one of the
-            runner's.
+        UserError: If a key or data is missing, a key of the config is a misspelt one of the
+            runner's, or an evaluator reads another annotation file.
     """
     misspelt = misspelt_keys(cfg)
     if misspelt:
@@ -237,10 +267,13 @@ def require(cfg: Config, *keys: str) -> None:
     if missing:
         raise UserError(f'{cfg.filename}: {", ".join(missing)} must be set')
     for key in keys:
-        if isinstance(cfg[key], str | int | float):
+        # Several metrics are a list.
+        kinds = (dict, list, tuple) if key.endswith('_evaluator') else dict
+        if not isinstance(cfg[key], kinds):
             raise UserError(f'{cfg.filename}: {key} is {cfg[key]!r}, expected a dictionary')
-        for message in missing_paths(cfg, key):
-            raise UserError(message)
+        if key.endswith('_dataloader'):
+            for message in missing_paths(cfg, key) + wrong_ann_files(cfg, key):
+                raise UserError(message)
 
 
 def build_runner(cfg: Config) -> Runner:
