@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from mmlavit.models.backbones.lavit import ARCHS
+from mmlavit.models.backbones.arch import ARCHS
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 PACKAGES = ('mmlavit', 'torch', 'onedl-mmdetection', 'onedl-mmsegmentation', 'onedl-mmpretrain')

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from subjects import LAVIT, REFERENCE, backbone_configs
 from torch import nn
 
-from mmlavit.models.backbones.lavit import ARCHS
+from mmlavit.models.backbones.arch import ARCHS
 
 ROOT = Path(__file__).resolve().parents[1]
 # Config and toolbox.

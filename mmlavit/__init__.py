@@ -22,7 +22,7 @@ __all__ = [
 # module: (distribution, lower bound, inclusive, upper bound, exclusive)
 REQUIRED = {
     'mmengine': ('onedl-mmengine', '0.10.8', '1.0.0'),
-    'torch': ('torch', '2.4.0', '2.15.0'),
+    'torch': ('torch', '2.7.0', '2.15.0'),
     'mmcv': ('onedl-mmcv', '2.3.0', '2.4.0'),
 }
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from mmlavit.models.backbones.lavit import Arch
+from mmlavit.models.backbones.arch import Arch
 
 
 def closed_formula(

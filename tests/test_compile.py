@@ -7,7 +7,7 @@ import torch
 from test_export import ARCH, randomize
 from torch._dynamo.utils import counters
 
-from mmlavit.models import LaViT
+from mmlavit.models import PAD_VALUE, LaViT
 
 # windows and patches that are full, and some that are not
 SIZES = [(2, 3, 56, 112), (3, 3, 50, 75)]
@@ -37,6 +37,18 @@ def test_training_step_is_the_same(size: tuple[int, ...]) -> None:
     """Outputs and every gradient, from one graph without a break."""
     model = randomize(LaViT(ARCH, out_indices=(0, 1))).train()
     images = torch.randn(size)
+    compiled = torch.compile(model, backend='aot_eager', dynamic=False, fullgraph=True)
+    found = outputs_and_gradients(compiled, images)
+    for a, b in zip(found, outputs_and_gradients(model, images), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_padding_of_a_batch_is_left_out() -> None:
+    """As in the model that is not compiled, whose features are those of the image alone."""
+    model = randomize(LaViT(ARCH, out_indices=(0, 1))).train()
+    images = torch.full((2, 3, 64, 96), PAD_VALUE)
+    images[0, :, :50, :75], images[1, :, :64, :40] = torch.randn(3, 50, 75), torch.randn(3, 64, 40)
     compiled = torch.compile(model, backend='aot_eager', dynamic=False, fullgraph=True)
     found = outputs_and_gradients(compiled, images)
     for a, b in zip(found, outputs_and_gradients(model, images), strict=True):

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mmlavit
 from mmlavit.apis.complexity import count_complexity
-from mmlavit.models.backbones.lavit import ARCHS
+from mmlavit.models.backbones.arch import ARCHS
 
 tool = load_tool('complexity')
 CONFIGS = {

@@ -1,6 +1,8 @@
 """Invariants of the backbone."""
 
+import copy
 import math
+import re
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmlavit.models import LaViT
-from mmlavit.models.backbones.lavit import ARCHS
+from mmlavit.models.backbones.arch import ARCHS
 from mmlavit.models.layers import LessAttention
 
 # depths with two vanilla layers before and two less-attention layers in a stage
@@ -264,3 +266,25 @@ def test_wrong_arguments_are_named(options, message):
 def test_wrong_arch_type_is_named():
     with pytest.raises(TypeError, match=r"arch=3: expected one of \('nano'"):
         LaViT(arch=3)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision(dtype):
+    """As ``model.half()`` makes it: predictions near those of float32, and all gradients."""
+    torch.manual_seed(0)
+    model, images = LaViT('nano').eval(), torch.randn(2, 3, 50, 75)
+    expected = model(images)
+    converted = copy.deepcopy(model).to(dtype)
+    maps = converted(images.to(dtype))
+    for got, wanted in zip(maps, expected, strict=True):
+        assert got.dtype == dtype
+        assert (got.float() - wanted).norm() < 0.05 * wanted.norm()
+    sum(m.float().sin().sum() for m in maps).backward()
+    for name, parameter in converted.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize('shape', [(0, 3, 32, 32), (1, 3, 0, 32), (1, 4, 32, 32), (3, 32, 32)])
+def test_batches_of_another_shape_are_named(shape):
+    with pytest.raises(ValueError, match=re.escape(f'images of shape {shape}: expected (B, 3, h')):
+        LaViT('nano')(torch.zeros(shape))

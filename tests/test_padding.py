@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmlavit.models import PAD_VALUE, LaViT
+from mmlavit.models.layers import real_pixels
 
 DENSE = sorted(
     path for task in ('detection', 'segmentation', 'shapes')
@@ -96,3 +98,25 @@ def test_padding_is_finite_and_gives_every_parameter_a_gradient():
 def test_every_dense_config_marks_its_padding(path):
     options = Config.fromfile(path).model.data_preprocessor
     assert options.get('pad_value', options.get('pad_val')) == PAD_VALUE
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_padding_is_found_whatever_is_done_to_a_batch(dtype):
+    """Padded again with zeros, resized, or in half precision."""
+    batch = torch.full((2, 3, 8, 8), PAD_VALUE)
+    batch[0], batch[1, :, :4, :6] = 1, 1
+    expected = torch.ones(2, 8, 8, dtype=torch.bool)
+    expected[1, 4:] = expected[1, :, 6:] = False
+    assert torch.equal(real_pixels(batch.to(dtype)), expected)
+    again = real_pixels(F.pad(batch.to(dtype), (0, 4, 0, 4)))
+    assert torch.equal(again[:, :8, :8], expected)
+    blended = F.interpolate(batch, scale_factor=2.5, mode='bilinear').to(dtype)
+    assert (blended[:, 0][real_pixels(blended)] > 0.99).all()
+
+
+def test_pixels_that_are_no_numbers_are_not_taken_for_padding():
+    """A broken image must show in the loss."""
+    batch = torch.zeros(1, 3, 8, 8)
+    assert real_pixels(batch) is None
+    batch[0, 0, 3, 3] = float('nan')
+    assert real_pixels(batch) is None

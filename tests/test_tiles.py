@@ -1,10 +1,12 @@
 """What runs in tiles on a CPU is the same function, in value and gradient."""
 
+import copy
+
 import pytest
 import torch
 
-from mmlavit.models import LaViT
-from mmlavit.models.layers import ConvFFN, block, ffn, tiles
+from mmlavit.models import LaViT, LessAttention
+from mmlavit.models.layers import ConvFFN, attention, block, ffn, tiles, window_mask
 
 ARCH = {'channels': (8, 8, 16, 16), 'depths': (2, 3, 3, 2), 'va_layers': (1, 1, 2, 1),
         'head_width': 8}  # fmt: skip
@@ -94,3 +96,135 @@ def test_a_model_in_training_without_gradients_still_drops_paths():
     with torch.no_grad():
         one, other = lavit(images)[-1], lavit(images)[-1]
     assert not torch.equal(one, other)
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Names of the tiled parts that have run, in order."""
+    seen = []
+
+    def spy(owner, name, label):
+        function = getattr(owner, name)
+
+        def call(*args):
+            seen.append(label)
+            return function(*args)
+
+        monkeypatch.setattr(owner, name, call)
+
+    spy(block, 'attend', 'attend')
+    spy(block, 'feed_forward', 'feed_forward')
+    spy(ffn.StreamedFFN, 'apply', 'ffn')
+    spy(attention.StreamedLessAttention, 'apply', 'less attention')
+    return seen
+
+
+def test_a_model_as_it_is_runs_in_tiles(streamed):
+    lavit, images = model(), torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    lavit(images)
+    assert streamed.count('ffn') == sum(ARCH['depths']) == 10
+    assert streamed.count('less attention') == 10 - sum(ARCH['va_layers'])
+    streamed.clear()
+    with torch.no_grad():
+        lavit.eval()(images)
+    assert streamed == ['attend', 'feed_forward'] * 10
+
+
+class Adapter(torch.nn.Module):
+    """A layer in the place of a linear one, without its weights, as adapters are."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return 2 * self.layer(x)
+
+
+@pytest.mark.parametrize('layer', ['fc1', 'dwconv', 'fc2'])
+@pytest.mark.parametrize('training', [False, True])
+def test_adapters_in_the_feed_forward_network_are_called(layer, training):
+    lavit, images = model().train(training), torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    found = copy.deepcopy(lavit)
+    for part, replaced in zip(list(lavit.modules()), list(found.modules()), strict=True):
+        if isinstance(part, ConvFFN):
+            for parameter in getattr(part, layer).parameters():
+                parameter.data *= 2
+            setattr(replaced, layer, Adapter(getattr(replaced, layer)))
+    with torch.no_grad():
+        for got, expected in zip(found(images), lavit(images), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+def test_dynamic_quantization():
+    """Its layers have methods where others have weights."""
+    lavit, images = model().float().eval(), torch.randn(1, 3, 64, 64)
+    with pytest.warns(DeprecationWarning):
+        small = torch.ao.quantization.quantize_dynamic(lavit, {torch.nn.Linear})
+    with torch.no_grad():
+        for got, expected in zip(small(images), lavit(images), strict=True):
+            assert (got - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize('name', ['norm1', 'attn', 'norm2', 'ffn', 'ffn.fc1', 'ffn.dwconv'])
+def test_hooks_see_whole_maps_once(name):
+    lavit, images = model().eval(), torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = lavit(images)
+    seen = []
+    part = lavit.get_submodule(f'stages.1.blocks.0.{name}')
+    part.register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
+    with torch.no_grad():
+        found = lavit(images)
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+    assert len(seen) == 1 and len(seen[0]) == 4 and seen[0][0] == 3
+
+
+def test_second_derivatives():
+    """A gradient penalty, against finite differences of the gradient."""
+    torch.manual_seed(0)
+    layer = LessAttention(4, 2, 2).double()
+    torch.nn.init.normal_(layer.theta, std=0.1)
+    torch.nn.init.normal_(layer.psi, std=0.1)
+    network = ConvFFN(4, 8).double()
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(4, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    mask = window_mask((3, 4), 2, x.device)
+    assert torch.autograd.gradgradcheck(lambda a, b: layer(a, b, mask), (x, logits))
+    assert torch.autograd.gradgradcheck(network, (x,))
+
+
+def test_transforms_of_torch_func():
+    """Gradients of single images by vmap are those of a loop."""
+    lavit = model(out_indices=(0,)).eval()
+    images = torch.randn(3, 1, 3, 13, 17, dtype=torch.float64)
+    parameters = dict(lavit.named_parameters())
+
+    def loss(parameters, image):
+        return torch.func.functional_call(lavit, parameters, (image,))[0].sin().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, images)
+    for i, image in enumerate(images):
+        expected = torch.autograd.grad(loss(parameters, image), list(parameters.values()))
+        for name, wanted in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(found[name][i], wanted)
+
+
+def test_frozen_layers_get_no_gradient():
+    """And the others get what they got before."""
+    network = ConvFFN(4, 16).double()
+    x = torch.randn(2, 5, 5, 4, dtype=torch.float64)
+    expected = dict(
+        zip(['x', *dict(network.named_parameters())], gradients(network, x), strict=True)
+    )
+    for frozen in ('fc1', 'dwconv', 'fc2'):
+        changed = copy.deepcopy(network)
+        getattr(changed, frozen).requires_grad_(False)
+        changed.zero_grad()
+        changed(x).sin().sum().backward()
+        for name, parameter in changed.named_parameters():
+            if name.startswith(frozen):
+                assert parameter.grad is None
+            else:
+                torch.testing.assert_close(parameter.grad, expected[name])

@@ -11,13 +11,19 @@ from mmlavit.checkpoints import check_checkpoint, load_checkpoint
 from mmlavit.errors import UserError
 
 from .backbones import LaViT
-from .backbones.lavit import ARCHS, NUM_STAGES
+from .backbones.arch import ARCHS, NUM_STAGES
 from .pretrained import load_pretrained
 
 __all__ = ['FeatureInfo', 'LaViTClassifier', 'LaViTFeatures', 'create_model', 'list_models']
 
 PREFIX = 'lavit_'
 HEAD = 'head.fc.'
+# Arguments of LaViT that mean something to a config only, or have another name here.
+REPLACED = {
+    'arch': 'model_name names the variant; LaViTFeatures and LaViTClassifier take an arch of your own',
+    'in_channels': 'the argument is called in_chans',
+    'init_cfg': 'name the file as checkpoint_path',
+}
 
 
 class FeatureInfo:
@@ -166,7 +172,7 @@ def create_model(
         out_indices: Stages (0 to 3) whose maps a feature extractor returns, by default all.
         num_classes: Classes, 1000 by default; 0 for pooled features.
         in_chans: Channels of the image.
-        **kwargs: Other arguments of :class:`LaViT`, such as ``drop_path_rate`` and ``window_size``.
+        **kwargs: Other arguments of :class:`LaViT`, but for ``init_cfg``, such as ``drop_path_rate`` and ``window_size``.
 
     Returns:
         A :class:`LaViTFeatures` or :class:`LaViTClassifier`, in training mode as any new module.
@@ -190,7 +196,10 @@ def create_model(
         raise ValueError(f'num_classes={num_classes!r}: features_only=True gives no classifier')
     if not features_only and out_indices is not None:
         raise ValueError(f'out_indices={out_indices!r}: needs features_only=True')
-    kwargs = {'arch': model_name.removeprefix(PREFIX), 'in_channels': in_chans, **kwargs}
+    for name, instead in REPLACED.items():
+        if name in kwargs:
+            raise ValueError(f'{name}={kwargs[name]!r}: {instead}')
+    kwargs |= {'arch': model_name.removeprefix(PREFIX), 'in_channels': in_chans}
     if checkpoint_path is not None:
         check_checkpoint(checkpoint_path)
     if features_only:

@@ -4,7 +4,7 @@ Paper: https://arxiv.org/abs/2406.00427. ``docs/paper_to_code.md`` maps its equa
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -23,28 +23,7 @@ from ..layers import (
     real_pixels,
 )
 from ..pretrained import load_pretrained
-
-NUM_STAGES = 4
-
-
-class Arch(NamedTuple):
-    """What a variant is: one value a stage, then what all stages share."""
-
-    channels: Sequence[int]
-    depths: Sequence[int]
-    va_layers: Sequence[int]  # the first ones of `depths`; the rest are less attention
-    head_width: int = 64
-    ffn_ratio: float = 4.0
-
-
-ARCHS = {
-    # nano serves the quick start and the tests. The others reach the paper's parameters and
-    # multiply-adds at 224x224 with a 1000-way head within 3 % (docs/paper_to_code.md, 9).
-    'nano': Arch((32, 64, 128, 256), (1, 2, 2, 1), (1, 1, 1, 1), head_width=32),
-    'tiny': Arch((64, 128, 320, 512), (1, 2, 3, 2), (1, 1, 1, 1)),  # paper: 10.9 M, 1.6 G
-    'small': Arch((64, 128, 320, 640), (3, 4, 6, 3), (1, 1, 2, 1)),  # paper: 22.4 M, 3.3 G
-    'base': Arch((64, 128, 320, 640), (3, 4, 18, 4), (1, 1, 4, 1)),  # paper: 39.6 M, 6.1 G
-}
+from .arch import NUM_STAGES, are_positive_ints, parse_arch
 
 
 @MODELS.register_module()
@@ -96,7 +75,7 @@ class LaViT(BaseModule):
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.arch = _parse_arch(arch)
+        self.arch = parse_arch(arch)
         self.window_size = _parse_window_size(window_size)
         self.out_indices = _parse_out_indices(out_indices)
         if not 0 <= drop_path_rate < 1:
@@ -106,6 +85,7 @@ class LaViT(BaseModule):
                 f'frozen_stages={frozen_stages!r}: expected a whole number from -1 to {NUM_STAGES}'
             )
         self.frozen_stages = frozen_stages
+        self.in_channels = in_channels
         channels, depths, va_layers, head_width, ffn_ratio = self.arch
 
         drop_path = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
@@ -120,14 +100,14 @@ class LaViT(BaseModule):
             num_vanilla = va_layers[i] if less_attention else depths[i]
             blocks = []
             for j in range(depths[i]):
-                attention: type[nn.Module] = LessAttention
+                attention: type[VanillaAttention | LessAttention] = LessAttention
                 if j < num_vanilla:
                     # the next layer transforms these logits, or the next stage reads them, or not
                     last = i == max(self.out_indices) or not attention_residual
                     read = num_vanilla - 1 == j and not (last and j == depths[i] - 1)
                     attention = VanillaAttention if read else FusedVanillaAttention
                 rate = drop_path[sum(depths[:i]) + j]
-                blocks.append(Block(attention(dim, heads, window), dim, window, ffn_ratio, rate))
+                blocks.append(Block(attention(dim, heads, window), dim, ffn_ratio, rate))
             embed = PatchEmbed(channels[i - 1] if i else in_channels, dim, patch=2 if i else 4)
             self.stages.append(Stage(embed, residual, blocks, num_vanilla, window, with_cp))
         for i in self.out_indices:
@@ -144,7 +124,15 @@ class LaViT(BaseModule):
         Returns:
             One contiguous map a stage of ``out_indices``, each normalized, of shape ``(B, channels,
             ceil(h / stride), ceil(w / stride))`` with strides 4, 8, 16 and 32.
+
+        Raises:
+            ValueError: If the batch is empty or has another shape.
         """
+        if x.dim() != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
+            raise ValueError(
+                f'images of shape {tuple(x.shape)}: expected (B, {self.in_channels}, h, w), '
+                'all at least 1'
+            )
         real = real_pixels(x)
         x = x.permute(0, 2, 3, 1)
         logits = mask = None
@@ -224,51 +212,9 @@ def _initialize(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _parse_arch(arch: str | Mapping[str, Any]) -> Arch:
-    if isinstance(arch, str):
-        if arch not in ARCHS:
-            raise ValueError(
-                f'arch={arch!r}: expected one of {tuple(ARCHS)} or a dict with the keys '
-                f'{Arch._fields}'
-            )
-        return ARCHS[arch]
-    if not isinstance(arch, Mapping):
-        raise TypeError(
-            f'arch={arch!r}: expected one of {tuple(ARCHS)} or a dict with the keys {Arch._fields}'
-        )
-    required = set(Arch._fields) - set(Arch._field_defaults)
-    missing, unknown = required - set(arch), set(arch) - set(Arch._fields)
-    if missing or unknown:
-        raise ValueError(
-            f'arch={dict(arch)!r}: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}; '
-            f'expected {Arch._fields}, of which {tuple(Arch._field_defaults)} are optional'
-        )
-    parsed = Arch(**arch)
-    for key in ('channels', 'depths', 'va_layers'):
-        values = getattr(parsed, key)
-        if not _are_positive_ints(values, NUM_STAGES):
-            raise ValueError(f'arch[{key!r}]={values!r}: expected {NUM_STAGES} positive integers')
-    if not _are_positive_ints([parsed.head_width]):
-        raise ValueError(f"arch['head_width']={parsed.head_width!r}: expected a positive integer")
-    if not parsed.ffn_ratio > 0:
-        raise ValueError(f"arch['ffn_ratio']={parsed.ffn_ratio!r}: expected a positive number")
-    for i in range(NUM_STAGES):
-        if parsed.channels[i] % parsed.head_width:
-            raise ValueError(
-                f"arch['channels'][{i}]={parsed.channels[i]}: expected a multiple of "
-                f"arch['head_width']={parsed.head_width}"
-            )
-        if parsed.va_layers[i] > parsed.depths[i]:
-            raise ValueError(
-                f"arch['va_layers'][{i}]={parsed.va_layers[i]}: expected at most "
-                f"arch['depths'][{i}]={parsed.depths[i]}"
-            )
-    return parsed
-
-
 def _parse_window_size(window_size: int | Sequence[int]) -> tuple[int, ...]:
     sizes = [window_size] * NUM_STAGES if isinstance(window_size, int) else window_size
-    if not _are_positive_ints(sizes, NUM_STAGES):
+    if not are_positive_ints(sizes, NUM_STAGES):
         raise ValueError(
             f'window_size={window_size!r}: expected a positive integer or {NUM_STAGES} of them'
         )
@@ -287,11 +233,3 @@ def _parse_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
             f'out_indices={out_indices!r}: expected rising stage numbers from {tuple(allowed)}'
         )
     return tuple(out_indices)
-
-
-def _are_positive_ints(values: Any, count: int = 1) -> bool:
-    return (
-        isinstance(values, Sequence)
-        and len(values) == count
-        and all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
-    )

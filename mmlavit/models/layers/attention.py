@@ -9,8 +9,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .resize import resize_transform
-from .scores import key_bias, saturate, softmax, transform
-from .streamed_attention import StreamedLessAttention
+from .scores import key_bias, saturate, softmax
+from .streamed_attention import StreamedLessAttention, less_attention
 from .tiles import is_eager
 from .windows import merge, partition
 
@@ -157,8 +157,7 @@ class LessAttention(nn.Module):
         if torch.is_grad_enabled() and is_eager():
             out, logits = StreamedLessAttention.apply(logits, v, theta, psi, mask)
         else:
-            logits = transform(logits, theta, psi, mask)
-            out = softmax(logits, mask).to(v.dtype) @ v
+            out, logits = less_attention(logits, v, theta, psi, mask)
         return self.proj(merge(out, self.window, (x.shape[1], x.shape[2]))), logits
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

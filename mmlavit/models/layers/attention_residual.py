@@ -66,6 +66,7 @@ class AttentionResidual(nn.Module):
                 logits = logits.masked_fill(~pairs, 0)
             scores = self._normalize(self._convolve(logits, size), out_mask)
             weight = self.proj.weight.flatten(1) * self.layer_scale[:, None]  # (out_heads, H)
+            weight = weight.to(scores.dtype)
             # (out_heads, H) x (H, B * next windows * N' * N')
             residual = (weight @ scores.flatten(1)).unflatten(1, scores.shape[1:])
             return residual.transpose(0, 1)
@@ -88,8 +89,9 @@ class AttentionResidual(nn.Module):
         # the last place takes what falls outside the next map's windows
         out = scores.new_zeros(heads * batch, length + 1)
         parities = (0, 1) if n % 2 else (0,)
-        for py in parities[:rows]:
-            for px in parities[:cols]:
+        # not `[:rows]`: a compiled graph would be for that many windows only
+        for py in parities if rows > 1 else (0,):
+            for px in parities if cols > 1 else (0,):
                 y, x = (py, 2 * m - n - py), (px, 2 * m - n - px)
                 cells = F.pad(scores[:, py :: len(parities), px :: len(parities)], (0, 0, *x, *y))
                 r, c = cells.shape[1:3]
@@ -98,7 +100,7 @@ class AttentionResidual(nn.Module):
                 cells = cells.permute(3, 0, 1, 2, 4, 6, 5, 7, 8)
                 # (H, B * r * c * m * m, 4 * N) x (H, 4 * N, m * m): queries meet in the row, keys
                 # in the product
-                cells = cells.reshape(heads, -1, 4 * n * n) @ self._key_taps(py, px)
+                cells = cells.reshape(heads, -1, 4 * n * n) @ self._key_taps(py, px).to(cells.dtype)
                 index = self._scatter_index(
                     torch.arange(py, rows, len(parities), device=out.device),
                     torch.arange(px, cols, len(parities), device=out.device),

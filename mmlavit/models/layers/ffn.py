@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .streamed_ffn import StreamedFFN
-from .tiles import autocast_dtype, is_streamed
+from .tiles import autocast_dtype, is_bare, is_streamed
 
 
 class ConvFFN(nn.Module):
@@ -37,7 +37,7 @@ class ConvFFN(nn.Module):
         Returns:
             Map of shape ``(B, h, w, dim)``.
         """
-        if real is None and is_streamed(x):
+        if real is None and is_streamed(x) and self.is_plain():
             return StreamedFFN.apply(x.to(autocast_dtype(x)), *self.cast_layers(x))
         hidden = self.fc1(x)
         if real is not None:
@@ -51,6 +51,12 @@ class ConvFFN(nn.Module):
         # channels-last in memory on both sides of the convolution: no copy
         hidden = self.dwconv(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.fc2(F.gelu(hidden))
+
+    def is_plain(self) -> bool:
+        """Whether the weights say all: no hook, adapter or quantized layer wants to be called."""
+        layers = (self.fc1, self.dwconv, self.fc2)
+        kinds = (nn.Linear, nn.Conv2d, nn.Linear)
+        return tuple(map(type, layers)) == kinds and is_bare(*layers)
 
     def cast_layers(self, x: Tensor) -> tuple[Tensor, ...]:
         """Weight and bias of each of the three layers, in the type that ``x`` is computed in."""

@@ -1,20 +1,25 @@
 """Images of several sizes in one batch: which pixels are padding (docs/paper_to_code.md, 10)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .tiles import is_eager
 
-# What the configs have the data preprocessors fill with. No normalized pixel comes near it.
+# What the configs have the data preprocessors fill with.
 PAD_VALUE = -1e30
+# No normalized pixel comes near it, float16 can hold it, and a padded pixel that a resized batch
+# has blended with a real one is below it.
+LIMIT = -1e4
 
 
 def real_pixels(images: Tensor) -> Tensor | None:
     """Find the padding that a data preprocessor marked with :data:`PAD_VALUE`.
 
-    Padding lies at the bottom and on the right, so the last pixel of an image tells whether there
-    is any. Compiled and exported models are for images of one size and do not look, and tensors
-    on the meta device have no pixels.
+    A model that is compiled or transformed by ``torch.func`` cannot ask whether there is any, and
+    takes every batch as padded. Exported
+    models are for images without padding, and tensors on the meta device have no pixels.
 
     Args:
         images: Batch of shape ``(B, C, h, w)``.
@@ -23,12 +28,13 @@ def real_pixels(images: Tensor) -> Tensor | None:
         Booleans of shape ``(B, h, w)``, true where a pixel belongs to its image, or None where all
         do.
     """
-    if images.is_meta or not is_eager():
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if images.is_meta or torch.compiler.is_exporting() or tracing:
         return None
-    limit = PAD_VALUE / 2
-    if not (images[:, 0, -1, -1] < limit).any():
+    real = ~(images[:, 0] <= LIMIT)  # what is not a number is real, and shows
+    if is_eager() and real.all():
         return None
-    return images[:, 0] >= limit
+    return real
 
 
 def ceil_divide(side: int, step: int) -> int:
@@ -46,10 +52,12 @@ def is_multiple(side: int, step: int) -> bool:
     """Tell whether a side needs no padding.
 
     Args:
-        side: Side of a map. One that an export leaves open is never a multiple: a graph that pads
-            serves every size, by nothing where there is nothing to pad.
+        side: Side of a map. One that a compiled or exported graph leaves open is never a multiple:
+            a graph that pads serves every size, by nothing where there is nothing to pad.
         step: Side of a window or a patch.
     """
+    if torch.compiler.is_compiling():
+        return statically_known_true(side % step == 0)
     return isinstance(side, int) and side % step == 0
 
 

@@ -35,7 +35,7 @@ def key_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     # half the lowest finite value: no logit pushes it out of range, and a group without any real
     # token gives no NaN
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return bias.masked_fill_(~mask, torch.finfo(dtype).min / 2)[:, None, None, :]
+    return bias.masked_fill(~mask, torch.finfo(dtype).min / 2)[:, None, None, :]
 
 
 def softmax(logits: Tensor, mask: Tensor | None) -> Tensor:

@@ -6,11 +6,32 @@ import torch
 from torch import Tensor
 
 from .scores import saturate, silence, softmax, transform
+from .second_order import differentiable_gradients
 from .tiles import runs, tile_mask
 
 
+def less_attention(
+    logits: Tensor, v: Tensor, theta: Tensor, psi: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """``softmax(A') V`` and ``A' = Psi A Theta^T``, as the paper defines them (eq. 5).
+
+    Args:
+        logits: Scores ``A`` of shape ``(groups, heads, N, N)``.
+        v: Values of shape ``(groups, heads, N, d)``.
+        theta: Transform of the keys, ``(N, N)``.
+        psi: Transform of the queries, ``(N, N)``.
+        mask: Booleans of shape ``(groups, N)``, true where a token is real.
+
+    Returns:
+        Tokens of shape ``(groups, heads, N, d)`` and logits of shape ``(groups, heads, N, N)``.
+    """
+    logits = transform(logits, theta, psi, mask)
+    # (groups, heads, N, N) x (groups, heads, N, d) -> (groups, heads, N, d)
+    return softmax(logits, mask).to(v.dtype) @ v, logits
+
+
 class StreamedLessAttention(torch.autograd.Function):
-    """``A' = Psi A Theta^T`` and ``softmax(A') V``; only ``A``, ``A'`` and ``V`` are kept.
+    """:func:`less_attention` for training; only ``A``, ``A'`` and ``V`` are kept.
 
     ``A`` is what the layer before has kept, so a layer adds one map of logits to the memory of a
     training step. The softmax and the product by ``Theta`` are computed again in the backward pass.
@@ -40,17 +61,19 @@ class StreamedLessAttention(torch.autograd.Function):
             new = transform(logits[groups], theta, psi, real, out=new_logits[groups])
             attn = softmax(new, real).to(v.dtype)
             torch.bmm(attn.flatten(0, 1), v[groups].flatten(0, 1), out=out[groups].flatten(0, 1))
-        ctx.save_for_backward(logits, new_logits, v, theta, psi, mask)
+        ctx.save_for_backward(new_logits, logits, v, theta, psi, mask)
         ctx.set_materialize_grads(False)
         return out, new_logits
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any, grad_out: Tensor | None, grad_new: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Give the gradients for those of the tokens and of the new logits."""
-        logits, new_logits, v, theta, psi, mask = ctx.saved_tensors
+        new_logits, *inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiable_gradients(less_attention, inputs, [grad_out, grad_new])
+        logits, v, theta, psi, mask = inputs
         grad_logits, grad_v = logits.new_empty(logits.shape), v.new_empty(v.shape)
         wide = torch.promote_types(logits.dtype, torch.float32)
         grad_theta, grad_psi = (torch.zeros_like(t, dtype=wide) for t in (theta, psi))

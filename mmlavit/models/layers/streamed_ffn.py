@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .second_order import differentiable_gradients
 from .tiles import tiles
 
 
@@ -74,14 +75,18 @@ class StreamedFFN(torch.autograd.Function):
             activated = F.gelu(_convolve_tile(hidden[images], rows, kernel, kernel_bias))
             tile = out[images, rows].view(-1, len(weight2))  # (tokens, dim)
             torch.addmm(bias2, activated.flatten(0, -2), weight2.T, out=tile)
-        ctx.save_for_backward(x, hidden, weight1, kernel, kernel_bias, weight2)
+        ctx.save_for_backward(hidden, x, weight1, bias1, kernel, kernel_bias, weight2, bias2)
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Give the gradients of all inputs, for one of the output ``(B, h, w, dim)``."""
-        x, hidden, weight1, kernel, kernel_bias, weight2 = ctx.saved_tensors
+        hidden, *inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiable_gradients(_plain, inputs, [grad])
+        x, weight1, _, kernel, kernel_bias, weight2, _ = inputs
+        # a frozen layer needs none
+        learns1, learns_conv, learns2 = (any(ctx.needs_input_grad[i : i + 2]) for i in (1, 3, 5))
         parameters = (weight1, weight1[:, 0], kernel, kernel_bias, weight2, weight2[:, 0])
         # sums over many tiles: in float32 or better
         sums = [torch.zeros_like(p, dtype=_wide(p)) for p in parameters]
@@ -93,17 +98,19 @@ class StreamedFFN(torch.autograd.Function):
                 first, last = max(rows.start - 1, 0), min(rows.stop + 1, height)
                 mine = grad[images, rows]
                 conv = _convolve_tile(hidden[images], rows, kernel, kernel_bias)
-                _add_linear_gradients(sums[4], sums[5], mine, F.gelu(conv))
+                if learns2:
+                    _add_linear_gradients(sums[4], sums[5], mine, F.gelu(conv))
                 grad_conv = torch.ops.aten.gelu_backward(mine @ weight2, conv)
                 if last - first > rows.stop - rows.start:
                     # rows outside the tile get no gradient from it
                     around = (rows.start - first, last - rows.stop)
                     grad_conv = F.pad(grad_conv, (0, 0, 0, 0, *around))
                 grad_hidden, *grad_kernel = _convolve_backward(
-                    grad_conv, hidden[images, first:last], kernel
+                    grad_conv, hidden[images, first:last], kernel, learns_conv
                 )
-                for total, part in zip(sums[2:4], grad_kernel, strict=True):
-                    total += part
+                if learns_conv:
+                    for total, part in zip(sums[2:4], grad_kernel, strict=True):
+                        total += part
                 if partial is not None:
                     grad_hidden[:, :2] += partial
                 if rows.stop < height:
@@ -112,8 +119,23 @@ class StreamedFFN(torch.autograd.Function):
                 done = slice(first, first + grad_hidden.shape[1])
                 tile = grad_x[images, done].view(-1, weight1.shape[1])  # (tokens, dim)
                 torch.mm(grad_hidden.flatten(0, -2), weight1, out=tile)
-                _add_linear_gradients(sums[0], sums[1], grad_hidden, x[images, done])
+                if learns1:
+                    _add_linear_gradients(sums[0], sums[1], grad_hidden, x[images, done])
         return (grad_x, *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)))
+
+
+def _plain(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    kernel: Tensor,
+    kernel_bias: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+) -> tuple[Tensor]:
+    """The definition, for maps of shape ``(B, h, w, dim)``."""
+    conv = _convolve(F.linear(x, weight1, bias1), kernel, kernel_bias)
+    return (F.linear(F.gelu(conv), weight2, bias2),)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -133,8 +155,10 @@ def _convolve_tile(hidden: Tensor, rows: slice, kernel: Tensor, bias: Tensor) ->
     return conv[:, rows.start - first : rows.stop - first]
 
 
-def _convolve_backward(grad: Tensor, hidden: Tensor, kernel: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of hidden rows ``(B, rows, w, hidden)``, kernel and bias."""
+def _convolve_backward(
+    grad: Tensor, hidden: Tensor, kernel: Tensor, learns: bool
+) -> tuple[Tensor, ...]:
+    """Gradients of hidden rows ``(B, rows, w, hidden)`` and, if it learns, kernel and bias."""
     grad_hidden, grad_kernel, grad_bias = torch.ops.aten.convolution_backward(
         grad.permute(0, 3, 1, 2),
         hidden.permute(0, 3, 1, 2),
@@ -146,7 +170,7 @@ def _convolve_backward(grad: Tensor, hidden: Tensor, kernel: Tensor) -> tuple[Te
         False,
         [0, 0],
         len(kernel),
-        [True, True, True],
+        [True, learns, learns],
     )
     return grad_hidden.permute(0, 2, 3, 1), grad_kernel, grad_bias
 

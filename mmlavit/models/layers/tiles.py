@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Bytes that a tile's widest temporary may take: of 1 to 8 MiB the fastest (docs/performance.md).
 TILE_BYTES = 2**22
@@ -15,9 +15,22 @@ def is_streamed(x: Tensor) -> bool:
 
 
 def is_eager() -> bool:
-    """Whether the model runs as it is, and is neither compiled nor exported."""
+    """Whether the model runs as it is: not compiled, exported or transformed by ``torch.func``."""
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    return not (torch.compiler.is_compiling() or tracing)
+    return not (
+        torch.compiler.is_compiling() or tracing or torch._C._are_functorch_transforms_active()
+    )
+
+
+def is_bare(*modules: nn.Module) -> bool:
+    """Whether nobody hooked into the modules, so that their parts may run without or piecemeal."""
+    return not any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in modules
+    )
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
