@@ -1,23 +1,22 @@
 """tools/predict.py: the toolboxes' inferencers on folders with good and bad files."""
 
-import importlib.util
 import json
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
-from types import ModuleType
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, forget_runs, load_tool
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
-from mmengine.visualization import Visualizer
+from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.apis import ImageClassificationInferencer
 from mmseg.apis import MMSegInferencer
 from PIL import Image
@@ -46,14 +45,6 @@ META = {
 Run = Callable[..., int]
 
 
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / f'tools/{name}.py')
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 PREDICT = load_tool('predict')
 
 
@@ -63,8 +54,7 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
     yield
-    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer):
-        manager._instance_dict.clear()
+    forget_runs()
 
 
 @pytest.fixture(scope='module')
@@ -233,6 +223,51 @@ def test_bad_images_are_named_and_the_rest_is_predicted(
     assert not any(name in json.dumps(results('out')) for name in bad)
 
 
+@pytest.mark.parametrize('task', CONFIGS)
+def test_what_was_predicted_before_a_fault_is_kept(
+    task: str,
+    images: Path,
+    checkpoints: dict[str, str],
+    run: Run,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A picture that cannot be written ends the run with its image's name, and loses nothing."""
+    Path('out/pictures/b/deep/twin.png').mkdir(parents=True)
+    argv = (images, '--out', 'out', '--overwrite')
+    assert run(task, checkpoints[task], *argv, '--batch-size', 2) == 1
+    printed = capfd.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if 'stopped at' in line]
+    assert f'stopped at {images / "b/deep/twin.png"}: ' in line
+    assert 'Traceback' not in printed.err
+    assert '2 of 3 images predicted' in printed.out
+    assert files_below('out/pictures') == PNGS - {'b/deep/twin.png'}
+    written = json.dumps(results('out'))
+    assert 'a/same.png' in written and 'b/deep/same.png' in written
+    assert 'twin.png' not in written
+
+
+def test_what_was_predicted_before_an_interrupt_is_kept(
+    images: Path, checkpoints: dict[str, str], run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while an image is read: its name, the results so far, and the shell's exit code."""
+    pipe = images / 'c.png'
+    os.mkfifo(pipe)  # opening it waits for a writer
+    last = Path('out/pictures/b/deep/twin.png').absolute()
+
+    def interrupt() -> None:
+        while not last.is_file():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Thread(target=interrupt, daemon=True).start()
+    assert run('cls', checkpoints['cls'], images, pipe, '--out', 'out') == 130
+    printed = capfd.readouterr()
+    assert f'interrupted at {pipe}' in printed.err
+    assert '3 of 4 images predicted' in printed.out
+    assert set(results('out')) == PNGS
+
+
 def test_existing_results_are_kept(
     images: Path,
     checkpoints: dict[str, str],
@@ -274,6 +309,21 @@ def test_classes_come_from_the_config_if_the_checkpoint_has_none(
         (('images', '--out', 'file'), "--out 'file' is a file"),
         (('images', '--out', 'out', '--batch-size', '0'), '--batch-size: 0 is below 1'),
         (('images',), 'the following arguments are required: --out'),
+        (
+            ('images', '--out', 'out', '--cfg-options', 'model.backbone.arch=huge'),
+            "model.backbone: LaViT: arch='huge': expected one of ",
+        ),
+        (
+            ('images', '--out', 'out', '--cfg-options', 'model.backbone.type=LaVit'),
+            "model.backbone: type 'LaVit' is unknown",
+        ),
+        (
+            (
+                *('images', '--out', 'out', '--cfg-options'),
+                'test_dataloader.dataset.pipeline.1.type=PackInput',
+            ),
+            "test_dataloader.dataset.pipeline.1: type 'PackInput' is unknown; did you mean",
+        ),
     ],
 )
 def test_user_errors(
@@ -315,6 +365,8 @@ def test_names_of_files_folders_and_patterns(images: Path, tmp_path: Path) -> No
     shutil.copy(images / 'a/same.png', images / 'a/UPPER.PNG')
     (images / 'a/notes.txt').write_text('no image')
     (images / 'a/.hidden.png').touch()
+    (images / 'b/.ipynb_checkpoints').mkdir()
+    shutil.copy(images / 'a/same.png', images / 'b/.ipynb_checkpoints/same-checkpoint.png')
     (images / 'link').symlink_to(images / 'b', target_is_directory=True)
     linked = {'link/deep/same.png', 'link/deep/twin.png'}
     everything = PNGS | {'a/UPPER.PNG'}
@@ -323,6 +375,10 @@ def test_names_of_files_folders_and_patterns(images: Path, tmp_path: Path) -> No
     assert set(find_images(['images/b/deep/same.png'])) == {'same.png'}
     assert set(find_images(['images/*/*.png'])) == {'a/same.png'}
     assert set(find_images(['images/b/**/*.png'])) == {'deep/same.png', 'deep/twin.png'}
+    # whoever names a hidden folder wants it
+    hidden = {'same-checkpoint.png'}
+    assert set(find_images(['images/b/.ipynb_checkpoints'])) == hidden
+    assert set(find_images(['images/b/.ipynb_checkpoints/*'])) == hidden
     ignored = [images / 'b']
     assert set(find_images(['images/a', 'images/b'], ignored)) == everything
     assert set(find_images(['images'], ignored)) == {'a/UPPER.PNG', 'a/same.png'}

@@ -17,16 +17,19 @@ where predictions.json is, for
   segmentation      {"classes": names, "palette": colors, "masks": {image: file}}; masks/ holds
                     PNG files of class indices with the colors of the dataset
 
-Exit code 1: some images could not be read, they are listed; 2: nothing was predicted.
+Exit code 1: some images could not be read, they are listed, or the rest could not be predicted, the
+reason is given; 2: nothing was predicted; 130: interrupted. Whatever was predicted is written.
 """
 
 import json
+import signal
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmengine.device import get_device
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
@@ -39,6 +42,9 @@ from mmlavit.cli.arguments import check_device, check_out
 from mmlavit.cli.launch import LineParser, read_config, run_tool
 from mmlavit.cli.overrides import OverrideAction
 from mmlavit.errors import UserError
+
+# What ends a run that is in order; any other error may be a bug, and its traceback is needed.
+FAULTS = (MemoryError, OSError, UserError, torch.OutOfMemoryError)
 
 Batch = list[tuple[str, np.ndarray]]
 
@@ -88,7 +94,7 @@ def predict(args: Namespace) -> None:
     Raises:
         UserError: If the arguments do not fit, files are missing, or the checkpoint does not belong
             to the model.
-        SystemExit: With code 1, if images could not be read.
+        SystemExit: With code 1, if images could not be read or predicted, with 130 if interrupted.
     """
     if args.batch_size < 1:
         raise UserError(f'--batch-size: {args.batch_size} is below 1')
@@ -105,30 +111,55 @@ def predict(args: Namespace) -> None:
 
     pngs = png_names(images)
     unreadable: list[str] = []
+    predicted: list[str] = []
     console = Console(file=sys.stderr)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task('Predicting', total=len(images))
 
-        def report(name: str, reason: str) -> None:
-            unreadable.append(name)
-            message = f'{images[name]}: {reason}'
-            progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
-            progress.advance(task)
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-        for batch in batches(images, args.batch_size, report):
-            samples = predictor.predict([images[name] for name, _ in batch])
-            for (name, pixels), sample in zip(batch, samples, strict=True):
-                predictor.save(name, pngs[name], pixels, sample, args.score_thr)
-            progress.update(task, advance=len(batch))
+    current = next(iter(images))
+    code = 0
+    try:
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task('Predicting', total=len(images))
 
-    predictions = args.out / 'predictions.json'
-    AtomicBackend().put_text(json.dumps(predictor.results, indent=1), predictions)
-    count = len(images) - len(unreadable)
-    print(f'{count} of {len(images)} images predicted: {predictions}')
+            def begin(name: str) -> None:
+                nonlocal current
+                current = name
+
+            def report(name: str, reason: str) -> None:
+                unreadable.append(name)
+                say(f'{images[name]}: {reason}')
+                progress.advance(task)
+
+            for batch in batches(images, args.batch_size, begin, report):
+                begin(batch[0][0])
+                samples = predictor.predict([images[name] for name, _ in batch])
+                for (name, pixels), sample in zip(batch, samples, strict=True):
+                    begin(name)
+                    predictor.save(name, pngs[name], pixels, sample, args.score_thr)
+                    predicted.append(name)
+                progress.update(task, advance=len(batch))
+    except KeyboardInterrupt:
+        say(f'interrupted at {images[current]}')
+        code = 128 + signal.SIGINT
+    except Exception as error:
+        # torch goes on with advice or a stack
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        say(f'stopped at {images[current]}: {reason}')
+        if not isinstance(error, FAULTS):
+            raise
+        code = 1
+    finally:
+        predictions = args.out / 'predictions.json'
+        AtomicBackend().put_text(json.dumps(predictor.results, indent=1), predictions)
+        print(f'{len(predicted)} of {len(images)} images predicted: {predictions}')
     if unreadable:
         print(f'{len(unreadable)} images could not be read', file=sys.stderr)
-        raise SystemExit(1)
+        code = code or 1
+    if code:
+        raise SystemExit(code)
 
 
 def png_names(images: Iterable[str]) -> dict[str, str]:
@@ -148,26 +179,34 @@ def png_names(images: Iterable[str]) -> dict[str, str]:
 
 
 def batches(
-    images: dict[str, Path], size: int, report: Callable[[str, str], None]
+    images: dict[str, Path],
+    size: int,
+    begin: Callable[[str], None],
+    report: Callable[[str, str], None],
 ) -> Iterator[Batch]:
     """Read images, a batch at a time, each of images of one size.
 
     Args:
         images: Paths by name.
         size: Images a batch, at most.
+        begin: Called with the name of an image before it is read.
         report: Called with the name of an image that cannot be read, and the reason.
     """
     batch: Batch = []
     for name, path in images.items():
+        begin(name)
         try:
             pixels = read_image(path)
         except ValueError as error:
             report(name, str(error))
             continue
-        if batch and (len(batch) == size or batch[0][1].shape != pixels.shape):
+        if batch and batch[0][1].shape != pixels.shape:
             yield batch
             batch = []
         batch.append((name, pixels))
+        if len(batch) == size:
+            yield batch
+            batch = []
     if batch:
         yield batch
 

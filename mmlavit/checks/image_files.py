@@ -21,7 +21,7 @@ def find_images(inputs: Sequence[str], ignored: Sequence[Path] = ()) -> dict[str
     """List the images that files, folders and glob patterns stand for.
 
     A folder is searched with its subfolders for files with the suffix of an image, and a pattern
-    for such files and folders; a file is taken whatever its suffix.
+    for such files and folders; hidden ones are left out. A file is taken whatever its name.
 
     Args:
         inputs: Files, folders and patterns, where ``**`` matches any number of folders.
@@ -52,7 +52,13 @@ def find_images(inputs: Sequence[str], ignored: Sequence[Path] = ()) -> dict[str
             raise UserError(f'input {name!r} does not exist, seen from {Path.cwd()}')
         if not path.is_file():
             inside = [folder for folder in ignored if not _is_below(base, folder)]
-            images = [i for i in images if not any(_is_below(i, folder) for folder in inside)]
+            images = [
+                image
+                for image in images
+                if not any(_is_below(image, folder) for folder in inside)
+                # such as .ipynb_checkpoints
+                and not any(part.startswith('.') for part in image.relative_to(base).parts)
+            ]
         if not images:
             raise UserError(
                 f'input {name!r}: no image found, expected files ending in ' + ', '.join(SUFFIXES)
@@ -126,8 +132,7 @@ def _search(path: Path) -> list[Path]:
     if path.is_dir():
         files = scandir(path, SUFFIXES, recursive=True, case_sensitive=False)
         return [path / file for file in files]
-    hidden = path.name.startswith('.')
-    return [path] if path.suffix.lower() in SUFFIXES and not hidden else []
+    return [path] if path.suffix.lower() in SUFFIXES else []
 
 
 def _is_below(path: Path, folder: Path) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
+from mmlavit.checks.build import config_errors
 from mmlavit.errors import UserError
 from mmlavit.models.key_differences import check_belongs
 
@@ -38,8 +39,8 @@ def build_predictor(
         out: Folder of the results.
 
     Raises:
-        UserError: If the config lacks a key, the checkpoint does not belong to the model, or
-            neither names the classes.
+        UserError: If the config lacks a key, a constructor refuses a value of it, the checkpoint
+            does not belong to the model, or neither names the classes.
     """
     scope = cfg.default_scope
     init_default_scope(scope)
@@ -49,16 +50,20 @@ def build_predictor(
     if cfg.get('data_preprocessor'):
         # The runner does so too, the inferencers of mmdet and mmseg do not.
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    check_belongs(checkpoint, MODELS.build(deepcopy(cfg.model)), weights)
+    with config_errors(cfg):
+        model = MODELS.build(deepcopy(cfg.model))
+    check_belongs(checkpoint, model, weights)
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
     cfg.test_dataloader.dataset = dataset
-    classes, palette = _dataset_meta(dataset, checkpoint.get('meta') or {}, weights)
+    with config_errors(cfg):
+        classes, palette = _dataset_meta(dataset, checkpoint.get('meta') or {}, weights)
     if scope != 'mmpretrain':
         kind = 'DetLocalVisualizer' if scope == 'mmdet' else 'SegLocalVisualizer'
         cfg.setdefault('visualizer', ConfigDict(type=kind)).vis_backends = []
-    return PREDICTORS[scope](cfg, weights, classes, palette, device, out)
+    with config_errors(cfg):
+        return PREDICTORS[scope](cfg, weights, classes, palette, device, out)
 
 
 def _dataset_meta(
