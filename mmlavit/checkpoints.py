@@ -114,11 +114,14 @@ def check_checkpoint(path: str, name: str = 'checkpoint') -> None:
     if '://' in path:
         return
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f'{name} {path!r} does not exist')
-    with file.open('rb') as stream:
-        # torch writes a zip archive; before version 1.6 it wrote a pickle, which starts like this.
-        pickled = stream.read(1) == b'\x80'
+    try:
+        if not file.is_file():
+            raise UserError(f'{name} {path!r} does not exist')
+        with file.open('rb') as stream:
+            # torch writes a zip archive; before version 1.6 a pickle, which starts like this.
+            pickled = stream.read(1) == b'\x80'
+    except OSError as error:
+        raise UserError(f'{name} {path!r} cannot be read: {error.strerror}') from error
     if not pickled and not is_zipfile(file):
         raise UserError(f'{name} {path!r} is damaged, or was not written by torch.save')
 

@@ -58,6 +58,7 @@ def prepare(
     cfg = build(shapes)
     accumulate = options.get('accumulate', 1)
     cfg.launcher = 'none' if world_size == 1 else 'pytorch'
+    cfg.env_cfg.dist_cfg.timeout = 60
     cfg.model.backbone.update(init_cfg=None, with_cp=options.get('with_cp', False))
     cfg.custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]
     cfg.optim_wrapper.update(

@@ -1,80 +1,35 @@
-"""Runs that are killed, stopped, out of space or out of range: nothing lost, nothing silent."""
+"""Runs that are stopped, out of space or out of range: nothing lost, nothing silent."""
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-import torch
-from conftest import ROOT, Run, forget_runs, load_tool
-from distributed_jobs import finish, start
-from mmengine.config import Config
-from torch.utils.data import DataLoader, Dataset
+from conftest import ROOT, Run, forget_runs
+from fault_runs import (
+    ITERATIONS,
+    TESTS_ON_PATH,
+    TRAIN,
+    assert_same_end,
+    stops,
+    trains,
+    write_config,
+)
 
 from mmlavit.atomic_backend import AtomicBackend
 from mmlavit.checkpoints import load_checkpoint
-from mmlavit.engine import (
-    SeedHook,
-)
-from mmlavit.engine.runner.epoch_loop import _without_first
-from mmlavit.errors import UnsafeCheckpointError, UserError
-
-TRAIN = load_tool('train')
-# 12 images, 3 a batch
-ITERATIONS = 4
-TESTS_ON_PATH = {**os.environ, 'PYTHONPATH': str(ROOT / 'tests')}
+from mmlavit.cli.launch import LineParser, run_tool
+from mmlavit.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('isolated')
-
-
-def write_config(name: str, *hooks: dict[str, Any], epochs: int = 2, **options: Any) -> str:
-    """A config with an averaged model and seeded flips, and with hooks that do harm."""
-    text = f"""
-_base_ = 'cls.py'
-custom_imports = dict(imports=['fault_hooks'])
-train_cfg = dict(max_epochs={epochs})
-train_dataloader = dict(dataset=dict(pipeline=[
-    dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')]))
-param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=6),
-                   dict(type='MultiStepLR', milestones=[1], by_epoch=True)]
-default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1))
-custom_hooks = {[dict(type='EMAHook', momentum=0.1), *hooks]!r}
-randomness = dict(seed=1)
-"""
-    text += ''.join(f'{key} = {value!r}\n' for key, value in options.items())
-    Path(f'{name}.py').write_text(text)
-    return f'{name}.py'
-
-
-def stops(code: int, *argv: str) -> None:
-    """Train in this process, which must end with a code."""
-    forget_runs()
-    with pytest.raises(SystemExit) as exit_info:
-        TRAIN.main(argv)
-    assert exit_info.value.code == code
-
-
-def trains(*argv: str) -> None:
-    forget_runs()
-    TRAIN.main(argv)
-
-
-def assert_same_end(found: str, expected: str) -> None:
-    """Weights, averages, momenta and the history of the learning rate are equal bit by bit."""
-    a, b = load_checkpoint(found), load_checkpoint(expected)
-    assert a['meta']['iter'] == b['meta']['iter']
-    for key in ('state_dict', 'ema_state_dict'):
-        torch.testing.assert_close(dict(a[key]), dict(b[key]), rtol=0, atol=0)
-    torch.testing.assert_close(a['optimizer']['state'], b['optimizer']['state'], rtol=0, atol=0)
-    for key in ('train/lr', 'train/loss'):
-        histories = [c['message_hub']['log_scalars'][key].data[0].tolist() for c in (a, b)]
-        assert histories[0] == histories[1]
 
 
 @pytest.fixture(scope='module')
@@ -128,6 +83,35 @@ def test_a_signal_leaves_a_checkpoint_that_goes_on(
 
     trains(config, '--resume')
     assert_same_end(f'work_dirs/{name}/epoch_2.pth', uninterrupted)
+
+
+def test_iteration_based_training_goes_on_bit_by_bit() -> None:
+    """As all segmentation trains: the order of images, their flips and the weights are the same."""
+    text = """
+_base_ = 'seg.py'
+custom_imports = dict(imports=['fault_hooks'])
+model = dict(decode_head=dict(norm_cfg=dict(type='BN')))
+train_dataloader = dict(
+    num_workers=1,
+    dataset=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
+                           dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]))
+train_cfg = dict(max_iters=6)
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=6),
+                     logger=dict(type='LoggerHook', interval=1))
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
+param_scheduler = [dict(type='PolyLR', eta_min=1e-4, end=6, by_epoch=False)]
+randomness = dict(seed=1)
+"""
+    hook = dict(type='SignalAt', numbers=[int(signal.SIGTERM)], iteration=2)
+    Path('seg_through.py').write_text(f"{text}custom_hooks = [dict(type='EMAHook', momentum=0.1)]")
+    Path('seg_stopped.py').write_text(
+        f"{text}custom_hooks = [dict(type='EMAHook', momentum=0.1), {hook!r}]"
+    )
+    trains('seg_through.py')
+    stops(128 + signal.SIGTERM, 'seg_stopped.py')
+    assert load_checkpoint('work_dirs/seg_stopped/interrupted.pth')['meta']['iter'] == 3
+    trains('seg_stopped.py', '--resume')
+    assert_same_end('work_dirs/seg_stopped/iter_6.pth', 'work_dirs/seg_through/iter_6.pth')
 
 
 @pytest.mark.slow
@@ -184,6 +168,119 @@ def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [('some.pth', b'old')]
 
 
+def test_a_full_disk_is_one_message(fails: Run) -> None:
+    """Whatever writes to it; the kernel says so of this device at every write."""
+    parser = LineParser(prog='tool')
+
+    class Tool:
+        @staticmethod
+        def main(argv: tuple[str, ...]) -> None:
+            run_tool(parser, lambda _: Path('/dev/full').write_text('x' * 10**6) and None, argv)
+
+    message = fails(Tool)  # type: ignore[arg-type]
+    assert message == 'tool: error: a file cannot be used: No space left on device\n'
+
+
+@pytest.mark.slow
+def test_a_run_on_a_full_disk_is_one_message(tmp_path: Path) -> None:
+    """Its log and its copy of the config are the first that find no room."""
+    config = write_config('no_room')
+    script = (
+        'mount -t tmpfs -o size=64k none "$0" && head -c 1M /dev/zero > "$0/ballast"; exec "$@"'
+    )
+    command = ['unshare', '--map-root-user', '--mount', 'sh', '-c', script, str(tmp_path)]
+    if (
+        not shutil.which('unshare')
+        or subprocess.run([*command, 'test', '-s', str(tmp_path / 'ballast')]).returncode
+    ):
+        pytest.skip('this user may not mount a small file system')
+    command += [sys.executable, str(ROOT / 'tools/train.py'), config]
+    done = subprocess.run(
+        [*command, '--work-dir', str(tmp_path)],
+        env=TESTS_ON_PATH,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert 'No space left on device' in done.stderr.splitlines()[-1]
+    assert 'Traceback' not in done.stderr
+
+
+FORBIDDEN = """
+import os, sys
+from conftest import load_tool
+train, check = load_tool('train'), load_tool('check')
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+for argv in (line.split() for line in sys.stdin.read().splitlines()):
+    tool = {'train': train, 'check': check}[argv[0]]
+    print('>', *argv, flush=True)
+    try:
+        print('ended with', tool.main(argv[1:]), flush=True)
+    except SystemExit as error:
+        print('ended with', error.code, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can become another user')
+def test_paths_one_may_not_enter_are_named(workspace: Path) -> None:
+    """Config, data, checkpoint and work dir below folders, and in files, of somebody else."""
+    # Folders of pytest are closed to others, and so are these, inside an open one.
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        root.chmod(0o777)
+        for name in ('cls.py', 'shapes'):
+            (shutil.copytree if name == 'shapes' else shutil.copy)(workspace / name, root / name)
+        closed = root / 'closed'
+        closed.mkdir()
+        for path in (closed / 'cls.py', closed / 'x.pth', closed / 'data/train/x', root / 'y.pth'):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b'')
+        (root / 'y.pth').chmod(0)
+        closed.chmod(0)
+        bn = '--cfg-options model.backbone.norm_cfg.type=BN'
+        cases = {
+            'train closed/cls.py': "config file 'closed/cls.py' cannot be read",
+            f'train cls.py {bn} train_dataloader.dataset.data_root=closed/data': (
+                "train_dataloader: data_root 'closed/data' cannot be used: Permission denied"
+            ),
+            f'train cls.py {bn} load_from=closed/x.pth': (
+                "checkpoint 'closed/x.pth' cannot be read: Permission denied"
+            ),
+            f'train cls.py {bn} load_from=y.pth': (
+                "checkpoint 'y.pth' cannot be read: Permission denied"
+            ),
+            'train cls.py --work-dir closed/run': ("work dir 'closed/run' cannot be written to: "),
+            'train cls.py --work-dir closed --resume': (
+                'closed/last_checkpoint cannot be read: Permission denied'
+            ),
+            f'check cls.py {bn} val_dataloader.dataset.data_root=closed/data': (
+                "FAIL  val_dataloader: data_root 'closed/data' cannot be used: Permission denied"
+            ),
+        }
+        done = subprocess.run(
+            [sys.executable, '-c', FORBIDDEN],
+            input='\n'.join(cases),
+            cwd=root,
+            env={**TESTS_ON_PATH, 'HOME': folder, 'LOCAL_RANK': '0'},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        closed.chmod(0o700)
+    sections = done.stdout.split('> ')[1:]
+    assert len(sections) == len(cases), done.stdout[-3000:]
+    assert 'Traceback' not in done.stdout, done.stdout
+    for section, (case, message) in zip(sections, cases.items(), strict=True):
+        assert message in section, (case, section)
+        assert f'ended with {1 if case.startswith("check") else 2}' in section
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(fails: Run) -> None:
     """The message names iteration, losses and images, and no checkpoint follows."""
     config = write_config('broken', dict(type='BreakLossAt', iteration=5))
@@ -195,213 +292,3 @@ def test_a_loss_that_is_not_finite_stops_the_run(fails: Run) -> None:
     assert [path.name for path in Path('work_dirs/broken').glob('*.pth')] == ['epoch_1.pth']
     weights = load_checkpoint('work_dirs/broken/epoch_1.pth')['state_dict']
     assert all(tensor.isfinite().all() for tensor in weights.values())
-
-
-def save(path: str, iteration: int, **content: Any) -> Path:
-    """A checkpoint with the entries that a run leaves."""
-    state = dict(
-        meta=dict(epoch=0, iter=iteration, seed=7),
-        state_dict=dict(weight=torch.ones(1000)),
-        message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
-        optimizer={},
-    )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({k: v for k, v in {**state, **content}.items() if v is not None}, path)
-    return Path(path)
-
-
-def resumed(work_dir: str) -> tuple[str | None, str]:
-    cfg = Config(dict(work_dir=work_dir))
-    warnings = TRAIN.resume(cfg, 'auto')
-    assert cfg.resume == ('load_from' in cfg)
-    return cfg.get('load_from'), '\n'.join(warnings)
-
-
-def test_resume_takes_the_newest_by_iteration() -> None:
-    """Neither the names nor the dates decide; weights and unfinished files do not count."""
-    for name, iteration in (('epoch_9', 900), ('epoch_10', 1000), ('epoch_2', 200)):
-        save(f'newest/{name}.pth', iteration)
-    save('newest/best_top1_epoch_11.pth', 1100, optimizer=None)
-    save('newest/weights.pth', 0, meta=None, message_hub=None)
-    save('newest/.epoch_12.pth.tmp', 1200)
-    assert resumed('newest') == ('newest/epoch_10.pth', '')
-    assert resumed('empty') == (None, '')
-
-
-def truncate(path: Path) -> None:
-    with path.open('r+b') as stream:
-        stream.truncate(path.stat().st_size // 2)
-
-
-@pytest.mark.parametrize(
-    'damage',
-    [
-        truncate,
-        lambda path: path.write_bytes(b''),
-        lambda path: path.write_bytes(bytes(path.stat().st_size)),
-        lambda path: path.write_bytes(
-            path.read_bytes().replace(b'weight', b'\xff\xfe\xfd\xfc\xfb\xfa')
-        ),
-    ],
-    ids=['truncated', 'empty', 'zeros', 'garbled'],
-)
-def test_resume_passes_over_a_damaged_file(damage: Any, request: pytest.FixtureRequest) -> None:
-    """The warning names the file, and a run without a complete file is not started anew."""
-    work_dir = f'damaged/{request.node.callspec.id}'
-    save(f'{work_dir}/epoch_1.pth', 1)
-    newest = save(f'{work_dir}/epoch_2.pth', 2)
-    Path(work_dir, 'last_checkpoint').write_text(str(newest))
-    damage(newest)
-    path, warning = resumed(work_dir)
-    assert path == f'{work_dir}/epoch_1.pth'
-    assert 'passed over a damaged file' in warning
-    assert f'{work_dir}/epoch_2.pth' in warning
-    Path(path).unlink()
-    with pytest.raises(UserError, match=r'no complete checkpoint in .*epoch_2\.pth.*start anew'):
-        resumed(work_dir)
-
-
-def test_resume_stops_at_a_newest_file_that_is_refused(fails: Run) -> None:
-    """It is complete, so that the file before it would lose work without need; older ones wait."""
-    save('refused/epoch_1.pth', 1)
-    newest = save('refused/epoch_2.pth', 2, extra=os.getcwd)
-    message = fails(TRAIN, 'cls.py', '--work-dir', 'refused', '--resume')
-    assert (
-        "checkpoint 'refused/epoch_2.pth' cannot be read safely: it holds posix.getcwd" in message
-    )
-    assert '--trust-checkpoint' in message
-    os.utime(newest, (1e9, 1e9))
-    path, warning = resumed('refused')
-    assert path == 'refused/epoch_1.pth'
-    assert 'passed over an older file' in warning and 'refused/epoch_2.pth' in warning
-    Path(path).unlink()
-    with pytest.raises(UnsafeCheckpointError):
-        resumed('refused')
-
-
-@pytest.mark.parametrize('content', ['gone/epoch_3.pth', '', '\0' * 40, '\udcff', 'x' * 5000])
-def test_resume_survives_a_stale_last_checkpoint(content: str) -> None:
-    """What it names does not exist: the newest file serves."""
-    save('stale/epoch_1.pth', 1)
-    save('stale/epoch_2.pth', 2)
-    Path('stale/last_checkpoint').write_text(content, errors='surrogateescape')
-    path, warning = resumed('stale')
-    assert path == 'stale/epoch_2.pth'
-    assert ('which does not exist' in warning) == bool(content.strip('\0'))
-
-
-def test_resume_follows_last_checkpoint_and_a_moved_work_dir() -> None:
-    """Files of an earlier run in the folder are older than what it names; later ones are newer."""
-    old = save('again/epoch_100.pth', 100)
-    os.utime(old, (1e9, 1e9))
-    save('again/epoch_1.pth', 1)
-    Path('again/last_checkpoint').write_text('/elsewhere/again/epoch_1.pth')
-    assert resumed('again') == ('again/epoch_1.pth', '')
-    save('again/epoch_2.pth', 2)
-    assert resumed('again') == ('again/epoch_2.pth', '')
-
-
-def test_resume_takes_over_the_seed() -> None:
-    """The order of the samples comes from the seed, which a config without one does not have."""
-    path = str(save('seeded/epoch_1.pth', 1))
-    for given, expected in ((None, 7), (3, 3)):
-        cfg = Config(dict(work_dir='seeded', randomness=dict(seed=given)))
-        assert TRAIN.resume(cfg, path) == []
-        assert cfg.randomness.seed == expected
-
-
-def test_weights_cannot_be_resumed(checkpoint: str, fails: Run) -> None:
-    """One message says what is missing and how to start from the weights instead."""
-    message = fails(TRAIN, 'cls.py', '--resume', checkpoint)
-    assert f"checkpoint '{checkpoint}' cannot be resumed" in message
-    assert f'--cfg-options load_from={checkpoint}' in message
-    assert message.count('\n') == 1
-
-
-class Noise(Dataset):
-    """Every sample is a random number."""
-
-    def __len__(self) -> int:
-        return 12
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.rand(())
-
-
-class _Run:
-    """What SeedHook reads of a runner."""
-
-    def __init__(self, loader: DataLoader) -> None:
-        self.train_dataloader, self.seed = loader, 5
-
-
-def noise(num_workers: int, start: int = 0, epochs: int = 2, **options: Any) -> list[list[float]]:
-    loader = DataLoader(Noise(), batch_size=2, num_workers=num_workers, **options)
-    hook = SeedHook()
-    hook.before_train(_Run(loader))
-    drawn = []
-    for epoch in range(epochs):
-        hook._position.copy_(torch.tensor([epoch, start]))
-        batches = _without_first(loader, start) if start else loader
-        drawn.append([value for batch in batches for value in batch.tolist()])
-    return drawn
-
-
-def test_augmentation_does_not_depend_on_workers_or_restarts() -> None:
-    """Random numbers follow epoch and batch, wherever the batch is loaded."""
-    expected = noise(0)
-    assert len({value for epoch in expected for value in epoch}) == 24
-    assert noise(2) == expected
-    assert noise(3, persistent_workers=True) == expected
-    assert noise(0, start=2) == [epoch[4:] for epoch in expected]
-    assert noise(2, start=2) == [epoch[4:] for epoch in expected]
-    assert noise(0, start=6) == [[], []]
-
-
-def launch_two(config: str, *argv: str) -> tuple[int, str]:
-    job = start('dist_train.sh', config, '2', *argv, PYTHONPATH=str(ROOT / 'tests'))
-    output = finish(job)
-    return job.returncode, output
-
-
-@pytest.mark.slow
-def test_two_processes_stop_together() -> None:
-    """A signal to rank 1 stops both after the same iteration, and the run goes on from there."""
-    config = write_config('two', dict(type='SignalAt', numbers=[15], iteration=0, rank=1))
-    code, output = launch_two(config)
-    assert code != 0
-    assert 'stopped after iteration 1 of 4' in output, output[-3000:]
-    assert 'exitcode  : 143' in output
-    code, output = launch_two(config, '--resume')
-    assert code == 0, output[-3000:]
-    assert 'goes on after batch 1/2' in output
-    assert load_checkpoint('work_dirs/two/epoch_2.pth')['meta']['iter'] == 4
-
-
-@pytest.mark.slow
-def test_a_loss_of_one_process_stops_both() -> None:
-    """Rank 0, whose loss is finite, tells what rank 1 has seen and writes no checkpoint."""
-    config = write_config('two_broken', dict(type='BreakLossAt', iteration=1, rank=1))
-    code, output = launch_two(config)
-    assert code != 0
-    assert 'rank 1: the loss of iteration 2 (epoch 1) is not finite' in output, output[-3000:]
-    # torchrun has a traceback of its own
-    assert 'tools/train.py", line' not in output
-    assert not list(Path('work_dirs/two_broken').glob('*.pth'))
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_as_if_it_had_not_been() -> None:
-    """The harness with few stops: SIGKILL at random moments and SIGTERM to all processes."""
-    script = str(ROOT / 'benchmarks/kill_and_resume.py')
-    argv = ['--kills', '3', '--preemptions', '1', '--epochs', '8']
-    done = subprocess.run(
-        [sys.executable, script, *argv],
-        env=TESTS_ON_PATH,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert 'equal bit by bit' in ' '.join(done.stdout.split())

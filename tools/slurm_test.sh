@@ -14,9 +14,10 @@ shift 4
 
 read -ra SRUN_OPTIONS <<< "${SRUN_ARGS:-}"
 
-PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" \
-    MASTER_PORT="${PORT:-${MASTER_PORT:-29500}}" \
-    srun -p "$PARTITION" \
+export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
+export MASTER_PORT="${PORT:-${MASTER_PORT:-29500}}"
+# A signal to this process reaches srun, which hands it on.
+exec srun -p "$PARTITION" \
     --job-name="$JOB_NAME" \
     --gres="gpu:${GPUS_PER_NODE:-8}" \
     --ntasks="${GPUS:-8}" \

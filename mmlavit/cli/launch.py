@@ -3,6 +3,7 @@
 import argparse
 import errno
 import gc
+import logging
 import os
 import signal
 import sys
@@ -136,6 +137,8 @@ def run_tool(
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(getattr(args, 'local_rank', 0)))
     code, problem = None, None
+    # A log that finds no room would print a traceback a line; what else is written stops the run.
+    logging.raiseExceptions = False
     try:
         with safe_loading(trust=getattr(args, 'trust_checkpoint', False)):
             tool(args)

@@ -10,7 +10,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from mmlavit.registry import HOOKS
 
@@ -46,6 +46,8 @@ class SeedHook(Hook):
         if hasattr(dataset, '__getitem__') and not hasattr(dataset, '__getitems__'):
             # torch's dataloader asks for this in place of single samples.
             dataset.__getitems__ = _SeededBatches(dataset, runner.seed, self._position)
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            self._follow_passes(runner.train_dataloader)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Tell the workers where the epoch starts.
@@ -58,6 +60,21 @@ class SeedHook(Hook):
         else:
             epoch, start = runner.epoch, runner.message_hub.get_info(PROGRESS, (0, 0))[0]
         self._position.copy_(torch.tensor([epoch, start]))
+
+    def _follow_passes(self, loader: DataLoader) -> None:
+        """Count passes over the data as epochs, where iteration-based training starts it again."""
+        inner = getattr(loader.batch_sampler, 'sampler', None)
+        sampler: Any = next((s for s in (loader.sampler, inner) if hasattr(s, 'set_epoch')), None)
+        if sampler is None:
+            return
+        set_epoch = sampler.set_epoch
+
+        def follow(epoch: int) -> None:
+            if epoch:
+                self._position.copy_(torch.tensor([epoch, 0]))
+            set_epoch(epoch)
+
+        sampler.set_epoch = follow
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed this process.

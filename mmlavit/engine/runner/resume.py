@@ -76,7 +76,9 @@ def latest_resume_point(work_dir: str) -> ResumePoint | None:
     warnings = []
     if named and not pointed:
         warnings.append(f'{work_dir}/last_checkpoint names {named}, which does not exist')
-    folders = {Path(work_dir), *([pointed.parent] if pointed else [])}
+    # The file is named by its absolute path, and the work dir need not be.
+    found = [*([pointed.parent] if pointed else []), Path(work_dir)]
+    folders = {folder.absolute(): folder for folder in found}.values()
     since = pointed.stat().st_mtime if pointed else 0.0
     states = []
     refused = []
@@ -89,7 +91,8 @@ def latest_resume_point(work_dir: str) -> ResumePoint | None:
         except UserError as error:
             warnings.append(f'passed over a damaged file: {error}')
             continue
-        if _has_state(content) and ('optimizer' in content or path == pointed):
+        is_named = pointed is not None and path.absolute() == pointed.absolute()
+        if _has_state(content) and ('optimizer' in content or is_named):
             meta = content['meta']
             written = path.stat().st_mtime
             states.append((written >= since, meta['iter'], meta['epoch'], written, str(path)))
@@ -112,12 +115,13 @@ def latest_resume_point(work_dir: str) -> ResumePoint | None:
     return None
 
 
-def resume(cfg: Config, checkpoint: str) -> list[str]:
+def resume(cfg: Config, checkpoint: str | None) -> list[str]:
     """Resume from a checkpoint; ``'auto'`` starts as if not resumed where there is none yet.
 
     Args:
         cfg: The config, changed in place.
-        checkpoint: A path or URL, or ``'auto'`` for the newest complete one in the work dir.
+        checkpoint: A path or URL, or ``'auto'`` for the newest complete one in the work dir;
+            without one, what ``resume`` and ``load_from`` of the config say.
 
     Returns:
         Warnings, as of files that are damaged.
@@ -126,6 +130,10 @@ def resume(cfg: Config, checkpoint: str) -> list[str]:
         UserError: If the checkpoint is damaged or holds weights only, or none of several in the
             work dir is complete.
     """
+    if not checkpoint and cfg.get('resume'):
+        checkpoint = cfg.get('load_from') or 'auto'
+    if not checkpoint:
+        return []
     if checkpoint == 'auto':
         point = latest_resume_point(cfg.work_dir)
     else:
@@ -150,7 +158,10 @@ def _stop_if_newer(refused: list[tuple[float, UnsafeCheckpointError]], written: 
 
 def _last_checkpoint(work_dir: Path) -> str:
     pointer = work_dir / 'last_checkpoint'
-    return pointer.read_text(errors='replace').strip('\0 \n') if pointer.is_file() else ''
+    try:
+        return pointer.read_text(errors='replace').strip('\0 \n') if pointer.is_file() else ''
+    except OSError as error:
+        raise UserError(f'{pointer} cannot be read: {error.strerror}') from error
 
 
 def _locate(named: str, work_dir: Path) -> Path | None:
