@@ -25,6 +25,7 @@ from mmlavit.registry import RUNNERS
 
 from ..hooks import SafeCheckpointHook
 from .epoch_loop import ResumableEpochLoop
+from .slurm import set_variables_from_slurm
 
 __all__ = ['PortableRunner']
 
@@ -59,13 +60,16 @@ class PortableRunner(Runner):
                 ``dist_cfg`` names, and ``dist_cfg['timeout']``, in seconds, still holds.
 
         Raises:
-            UserError: If the launcher needs an accelerator and there is none.
+            UserError: If the launcher needs an accelerator and there is none, or Slurm does not say
+                which machine is the first.
         """
         if self._over_gloo and not is_distributed():
-            if self.launcher != 'pytorch':
+            if self.launcher == 'slurm':
+                set_variables_from_slurm()
+            elif self.launcher != 'pytorch':
                 raise UserError(
-                    f'launcher {self.launcher!r} needs a GPU and none was found; '
-                    "without one use 'pytorch' (tools/dist_train.sh, tools/dist_test.sh)"
+                    f'launcher {self.launcher!r} needs a GPU and none was found; without one use '
+                    "'pytorch' (tools/dist_*.sh) or 'slurm' (tools/slurm_*.sh)"
                 )
             seconds = (env_cfg.get('dist_cfg') or {}).get('timeout')
             timeout = None if seconds is None else timedelta(seconds=seconds)
