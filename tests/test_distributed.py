@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, Run, load_tool, metrics_of, predictions
-from distributed_jobs import free_port, launch
+from distributed_jobs import TIMEOUT, free_port, launch
+from mmengine.config import Config
 from mmengine.device import get_device
+
+from mmlavit.errors import UserError
 
 TRAIN, TEST = load_tool('train'), load_tool('test')
 # a number of images that two processes cannot share evenly
@@ -50,7 +53,7 @@ FURTHER = {
 
 
 def options(name: str, shapes: Path) -> list[str]:
-    result = ['model.backbone.init_cfg=None', 'default_hooks.logger.interval=1']
+    result = ['model.backbone.init_cfg=None', 'default_hooks.logger.interval=1', TIMEOUT]
     for split in ('train', 'val', 'test'):
         result += [
             f'{split}_dataloader.{key}'
@@ -143,6 +146,16 @@ def test_two_processes_train_validate_resume_and_test(
         images = [prediction['img_path'] for prediction in predictions(one)]
         assert len(set(images)) == TEST_IMAGES
         assert images == [prediction['img_path'] for prediction in predictions(two)]
+
+
+def test_every_process_finds_the_folder_of_png_files(tmp_path: Path) -> None:
+    """mmseg makes it in the first process only, and another may be the first to write."""
+    cfg = Config(dict(test_evaluator=dict(type='IoUMetric')))
+    TEST.save_pngs(cfg, str(tmp_path / 'a/b'))
+    assert (tmp_path / 'a/b').is_dir()
+    Path(tmp_path, 'file').touch()
+    with pytest.raises(UserError, match=r'file/b.* cannot be made: Not a directory'):
+        TEST.save_pngs(cfg, str(tmp_path / 'file/b'))
 
 
 @pytest.mark.skipif(get_device() != 'cpu', reason='the process group is NCCL')

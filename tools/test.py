@@ -237,13 +237,18 @@ def save_pngs(cfg: Config, directory: str) -> None:
         directory: Where the PNG files go.
 
     Raises:
-        UserError: If no metric of the config can write predictions.
+        UserError: If no metric of the config can write predictions, or the folder cannot be made.
     """
     evaluator = cfg.test_evaluator
     metrics = evaluator if isinstance(evaluator, list) else [evaluator]
     writers = [metric for metric in metrics if metric.get('type') in PNG_METRICS]
     if not writers:
         raise UserError(f'--out: test_evaluator has no {" or ".join(PNG_METRICS)}')
+    try:
+        # mmseg makes it in the first process, and others may write before that.
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out {directory!r} cannot be made: {error.strerror}') from error
     for metric in writers:
         metric.output_dir = directory
 
