@@ -3,11 +3,25 @@
 from collections import Counter
 from collections.abc import Iterator
 from math import isfinite
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import mmengine
 
-__all__ = ['Finding', 'coco_findings']
+__all__ = ['Finding', 'coco_findings', 'unusable_entries']
+
+
+# What mmdet and pycocotools look up in every entry, by section.
+NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
+    'images': {
+        'id': (int, str),
+        'file_name': (str,),
+        'width': (int, float),
+        'height': (int, float),
+    },
+    'annotations': {'id': (int, str), 'image_id': (int, str), 'category_id': (int, str)},
+    'categories': {'id': (int, str), 'name': (str,)},
+}
 
 
 class Finding(NamedTuple):
@@ -37,18 +51,20 @@ def coco_findings(dataset: Any) -> Iterator[Finding]:
     if not hasattr(dataset, 'COCOAPI') or not dataset.ann_file:
         return
     content = mmengine.load(dataset.ann_file, file_format='json', backend_args=dataset.backend_args)
-    for section in ('images', 'annotations', 'categories'):
-        counts = Counter(item['id'] for item in content[section])
+    yield from _unusable_entries(content, dataset.ann_file)
+    usable = _usable(content)
+    for section, entries in usable.items():
+        counts = Counter(entry['id'] for entry in entries)
         for number, count in counts.items():
             if count > 1:
                 text = f'{dataset.ann_file}: {count} {section} have the id {number}'
                 yield Finding('FAIL', 'repeated ids', text)
-    images = {image['id']: image for image in content['images']}
-    categories = {category['id'] for category in content['categories']}
+    images = {image['id']: image for image in usable['images']}
+    categories = {category['id'] for category in usable['categories']}
     transforms = getattr(dataset.pipeline, 'transforms', ())
     with_mask = any(getattr(transform, 'with_mask', False) for transform in transforms)
     crowds: dict[Any, list[bool]] = {}
-    for annotation in content['annotations']:
+    for annotation in usable['annotations']:
         image = images.get(annotation['image_id'])
         name = f'annotation {annotation["id"]}'
         if image is None:
@@ -63,8 +79,8 @@ def coco_findings(dataset: Any) -> Iterator[Finding]:
             yield Finding('FAIL', 'unknown categories', text)
         box = _check_box(annotation, image)
         if box is not None:
-            text = f'{dataset.ann_file}: {name}' if box.level == 'FAIL' else name
-            yield box._replace(text=f'{text}: {box.text}')
+            if box.level == 'warn':
+                yield box._replace(text=f'{name}: {box.text}')
         elif with_mask:
             for mask in _check_mask(annotation, image):
                 text = f'{dataset.ann_file}: {name}' if mask.level == 'FAIL' else name
@@ -76,6 +92,71 @@ def coco_findings(dataset: Any) -> Iterator[Finding]:
             yield Finding('warn', kind, image['file_name'])
         elif all(crowds[number]):
             yield Finding('warn', 'images of crowds only, which are ignored', image['file_name'])
+
+
+def unusable_entries(config: Any) -> Iterator[Finding]:
+    """Find what keeps mmdet from building a dataset: entries without ids, sizes, boxes and so on.
+
+    Args:
+        config: Config of a dataset or of a wrapper around some; local JSON files are read.
+
+    Returns:
+        One finding an entry, named by its id or else by its place in the file.
+    """
+    if not isinstance(config, dict):
+        return
+    path = Path(config.get('data_root') or '', config.get('ann_file') or '')
+    if path.suffix == '.json' and path.is_file():
+        yield from _unusable_entries(mmengine.load(path), str(path))
+    for inner in (config.get('dataset'), *(config.get('datasets') or ())):
+        yield from unusable_entries(inner)
+
+
+def _unusable_entries(content: Any, path: str) -> Iterator[Finding]:
+    for section in NEEDED:
+        # Files of images to test on have no annotations.
+        default: list[Any] | None = [] if section == 'annotations' else None
+        entries = content.get(section, default) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            yield Finding('FAIL', 'sections missing', f'{path}: {section} is no list')
+            continue
+        for place, entry in enumerate(entries):
+            lacking = _lacks(entry, section)
+            if lacking:
+                number = entry.get('id') if isinstance(entry, dict) else None
+                name = f'{section}[{place}]' + ('' if number is None else f' with the id {number}')
+                yield Finding('FAIL', 'values missing', f'{path}: {name}: {lacking}')
+    usable = _usable(content)
+    images = {image['id']: image for image in usable['images']}
+    for annotation in usable['annotations']:
+        image = images.get(annotation['image_id'])
+        box = None if image is None else _check_box(annotation, image)
+        if image is not None and box is not None and box.level == 'FAIL':
+            name = f'annotation {annotation["id"]} of {image["file_name"]}'
+            yield box._replace(text=f'{path}: {name}: {box.text}')
+
+
+def _usable(content: Any) -> dict[str, list[dict[str, Any]]]:
+    """The entries of each section that lack nothing."""
+    sections = {name: content.get(name) if isinstance(content, dict) else None for name in NEEDED}
+    return {
+        name: [entry for entry in entries if not _lacks(entry, name)]
+        if isinstance(entries, list)
+        else []
+        for name, entries in sections.items()
+    }
+
+
+def _lacks(entry: Any, section: str) -> str:
+    """What an entry of a section lacks, empty if nothing."""
+    if not isinstance(entry, dict):
+        return f'found {entry!r}, expected a dictionary'
+    for key, kinds in NEEDED[section].items():
+        if not isinstance(entry.get(key), kinds):
+            found = repr(entry[key]) if key in entry else 'nothing'
+            expected = ' or '.join(kind.__name__ for kind in kinds)
+            return f'{key} is {found}, expected {expected}'
+    return ''
 
 
 def _check_box(annotation: dict[str, Any], image: dict[str, Any]) -> Finding | None:
@@ -106,6 +187,9 @@ def _check_mask(annotation: dict[str, Any], image: dict[str, Any]) -> Iterator[F
     mask = annotation.get('segmentation')
     if not mask and not annotation.get('ignore'):
         yield Finding('FAIL', 'masks missing', ' has no segmentation, and the pipeline loads masks')
+    elif isinstance(mask, list) and not all(isinstance(polygon, list) for polygon in mask):
+        text = f': segmentation is {_shortened(mask)}, expected a list of polygons, each a list'
+        yield Finding('FAIL', 'polygons that are none', text)
     elif isinstance(mask, list):
         bad = [polygon for polygon in mask if len(polygon) < 6 or len(polygon) % 2]
         if len(bad) == len(mask):
@@ -120,6 +204,11 @@ def _check_mask(annotation: dict[str, Any], image: dict[str, Any]) -> Iterator[F
         if list(mask.get('size') or expected) != expected:
             text = f': the mask has {mask["size"]} pixels (height, width), its image {expected}'
             yield Finding('FAIL', 'masks of another size', text)
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:60]}...'
 
 
 def _is_finite(value: Any) -> bool:

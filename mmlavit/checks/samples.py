@@ -43,10 +43,10 @@ class SampleProbe(Dataset):
 
     Args:
         dataset: A dataset without a wrapper.
-        ignored: Labels of masks that do not count.
+        ignored: Labels of masks that do not count; without them no mask is read for its values.
     """
 
-    def __init__(self, dataset: Any, ignored: Collection[int]) -> None:
+    def __init__(self, dataset: Any, ignored: Collection[int] | None) -> None:
         name_files(dataset)
         self.dataset = dataset
         self.ignored = ignored
@@ -65,13 +65,14 @@ class SampleProbe(Dataset):
         name = path if isinstance(path, str) else f'sample {index}'
         try:
             result = self.dataset.prepare_data(index)
-            check_mask(self.dataset, index, self.ignored)
+            if self.ignored is not None:
+                check_mask(self.dataset, index, self.ignored)
+            found = list(_conversions(name))
         except UserError as error:
             return [Finding('FAIL', 'files that cannot be used', str(error))]
         except Exception as error:
             text = f'{name}: {type(error).__name__}: {error}'
             return [Finding('FAIL', 'samples that fail', text)]
-        found = list(_conversions(name))
         if result is None:
             kind = 'samples of which the pipeline leaves nothing; others take their place'
             found.append(Finding('warn', kind, name))
@@ -88,7 +89,7 @@ class SampleProbe(Dataset):
 def check_data(
     dataset: Any,
     model: nn.Module,
-    ignored: Collection[int],
+    ignored: Collection[int] | None,
     report: Report,
     progress: TextIO,
 ) -> None:
@@ -97,7 +98,7 @@ def check_data(
     Args:
         dataset: A dataset or a wrapper around some.
         model: The model without wrappers.
-        ignored: Labels of masks that do not count.
+        ignored: Labels of masks that do not count; without them no mask is read for its values.
         report: Takes the findings.
         progress: Where the progress bar goes.
     """
@@ -151,10 +152,14 @@ def _report(name: str, findings: list[Finding], report: Report) -> None:
 def _conversions(path: str) -> Iterator[Finding]:
     if '://' in path or not Path(path).is_file():
         return
-    with Image.open(path) as image:
-        mode = image.mode
-        # Pillow opens colour of 16 bits as 8, and names the depth in what its decoder is told.
-        deep = mode.startswith(('I', 'F')) or any(';16' in str(tile) for tile in image.tile)
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            # Pillow opens colour of 16 bits as 8, and names the depth in what its decoder is told.
+            deep = mode.startswith(('I', 'F')) or any(';16' in str(tile) for tile in image.tile)
+    except (OSError, Image.DecompressionBombError):
+        # What the pipeline has loaded need not be of a kind that Pillow knows.
+        return
     if deep:
         pixels = mmcv.imread(path, flag='unchanged')
         dark = pixels is not None and pixels.max() < DARK_BELOW
