@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import shutil
 import threading
 import zipfile
@@ -27,7 +28,7 @@ from mmlavit.models import LaViT
 
 pytestmark = pytest.mark.usefixtures('isolated')
 
-TRAIN, TEST = load_tool('train'), load_tool('test')
+TRAIN, TEST, CHECK = load_tool('train'), load_tool('test'), load_tool('check')
 PREDICT, PUBLISH = load_tool('predict'), load_tool('publish_model')
 
 LAVIT = """
@@ -159,6 +160,28 @@ def test_no_entry_point_runs_what_a_file_names(
     assert message.count('\n') == 1
     assert not Path('sprung').exists()
     assert not Path('out').exists()
+
+
+@pytest.mark.parametrize('trap', TRAPS)
+@pytest.mark.parametrize('options', ['--resume {}', '--cfg-options load_from={}'])
+def test_check_reports_what_a_file_names(
+    options: str, trap: str, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It reads checkpoints before training does; a refusal is a finding like any other."""
+    save, named = TRAPS[trap]
+    save(trained, 'evil.pth')
+    argv = ['lavit.py', *options.format('evil.pth').split()]
+    assert CHECK.main(argv) == 1
+    assert re.search(
+        rf"^FAIL  checkpoint 'evil.pth' cannot be read safely: it holds {re.escape(named)}",
+        capsys.readouterr().out,
+        re.M,
+    )
+    assert not Path('sprung').exists()
+    if trap == 'meta':
+        forget_runs()
+        CHECK.main([*argv, '--trust-checkpoint'])
+        assert Path('sprung').exists()
 
 
 @pytest.mark.parametrize('entry', ENTRIES)
