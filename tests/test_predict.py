@@ -255,7 +255,9 @@ def test_what_was_predicted_before_an_interrupt_is_kept(
     last = Path('out/pictures/b/deep/twin.png').absolute()
 
     def interrupt() -> None:
-        while not last.is_file():
+        for _ in range(600):
+            if last.is_file():
+                break
             time.sleep(0.05)
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
