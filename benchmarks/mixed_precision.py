@@ -31,6 +31,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--scale', type=float, default=1.0, help='part of each schedule to train, by default 1'
     )
+    parser.add_argument(
+        '--dtype',
+        choices=['float16', 'bfloat16'],
+        help='of --amp, by default what it chooses; without a GPU always bfloat16',
+    )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--out', default='work_dirs/mixed_precision', help='logs and results')
     parser.add_argument('--limit', type=float, default=2.0, help='points --amp may lose')
@@ -52,12 +57,15 @@ def schedule(cfg: Config, scale: float) -> list[str]:
     return options
 
 
-def train(name: str, scale: float, seed: int, amp: bool, out: Path) -> dict[str, float]:
+def train(name: str, scale: float, seed: int, precision: str, out: Path) -> dict[str, float]:
     """Train once; returns the metrics of the validation and the seconds of an iteration."""
     config = ROOT / f'configs/shapes/{name}.py'
-    work_dir = out / f'{name}-{"amp" if amp else "float32"}-{seed}'
+    work_dir = out / f'{name}-{precision}-{seed}'
     options = schedule(Config.fromfile(config), scale)
     options += ['model.backbone.init_cfg=None', f'randomness.seed={seed}']
+    if precision in ('float16', 'bfloat16'):
+        options.append(f'optim_wrapper.dtype={precision}')
+    amp = precision != 'float32'
     command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), *['--amp'] * amp]
     command += ['--work-dir', str(work_dir), '--cfg-options', *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -76,10 +84,13 @@ def main() -> None:
     """Train every pair of runs, print the table, and exit with 1 where --amp loses too much."""
     args = parse_args()
     out, rows, lost = Path(args.out).absolute(), [], False
-    print(f'{"config":32}{"metric":16}{"seed":>5}{"float32":>9}{"amp":>9}{"points":>8}{"time":>7}')
+    amp = args.dtype or 'amp'
+    print(f'{"config":32}{"metric":16}{"seed":>5}{"float32":>9}{amp:>9}{"points":>8}{"time":>7}')
     for name in args.configs:
         for seed in args.seeds:
-            plain, mixed = (train(name, args.scale, seed, amp, out) for amp in (False, True))
+            plain, mixed = (
+                train(name, args.scale, seed, precision, out) for precision in ('float32', amp)
+            )
             for metric, factor in METRICS[name].items():
                 a, b = factor * plain[metric], factor * mixed[metric]
                 ratio = mixed['seconds'] / plain['seconds']
@@ -91,7 +102,9 @@ def main() -> None:
                              'amp': b, 'time_ratio': ratio})  # fmt: skip
                 lost |= b < a - args.limit
     out.mkdir(parents=True, exist_ok=True)
-    (out / 'results.json').write_text(json.dumps({'scale': args.scale, 'rows': rows}, indent=2))
+    (out / 'results.json').write_text(
+        json.dumps({'scale': args.scale, 'dtype': args.dtype, 'rows': rows}, indent=2)
+    )
     sys.exit(int(lost))
 
 
