@@ -90,7 +90,10 @@ def write_truth(path: Path, found: list[dict]) -> Path:
                     iscrowd=0,
                 )
             )
-    images = [dict(id=i['img_id'], width=160, height=160, file_name='') for i in found]
+    images = [
+        dict(id=i['img_id'], width=160, height=160, file_name=Path(i['img_path']).name)
+        for i in found
+    ]
     names = ['circle', 'square', 'triangle']
     categories = [dict(id=number, name=name) for number, name in enumerate(names, 1)]
     path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
@@ -133,7 +136,9 @@ def test_two_processes_train_validate_resume_and_test(
     further = []
     if name == 'detector':
         truth = write_truth(tmp_path / 'truth.json', predictions(one))
-        further = [f'test_evaluator.ann_file={truth}']
+        further = [
+            f'{key}.ann_file={truth}' for key in ('test_dataloader.dataset', 'test_evaluator')
+        ]
         one, metrics = test(1, *further)
     two, metrics_of_two = test(2, *further)
     for metric in METRICS[name]:
