@@ -443,7 +443,9 @@ def test_damaged_checkpoint_that_is_passed_over_is_a_warning(checked, data, chec
 
 def test_config_says_how_many_masks_are_read(checked, data):
     """With none, their values are nobody's business, also where every sample is loaded."""
-    cv2.imwrite(str(images(data / SEG_MASKS)[1]), np.full((64, 64), 7, np.uint8))
+    # of the data to test on, which the step of training does not draw
+    masks = images((data / SEG_MASKS).with_name('validation'))
+    cv2.imwrite(str(masks[1]), np.full((64, 64), 7, np.uint8))
     for number, found in ((1, 0), (50, 1), (0, 0)):
         (data / 'some.py').write_text(
             "_base_ = 'seg.py'\n"

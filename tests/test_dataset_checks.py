@@ -15,6 +15,7 @@ from torch import nn
 
 from mmlavit.checks.datasets import check_heads, check_samples, class_heads
 from mmlavit.checks.masks import check_masks
+from mmlavit.checks.pipeline import SampleError, name_files
 from mmlavit.engine import (
     DatasetCheckHook,
     PortableRunner,
@@ -284,14 +285,39 @@ def test_mask_values_are_classes(value, dtype, changes, expected, data):
     data_set = dataset(cfg, **changes)
     if expected is None:
         check_masks(data_set, {255}, 50)
+        name_files(data_set, {255})
+        assert len([data_set[i] for i in range(len(data_set))]) == 4
         return
     with pytest.raises(UserError, match=expected) as error:
         check_masks(data_set, {255}, 50)
     assert str(error.value).startswith(f'{path}: ')
+    if dtype is np.uint8:
+        # the run names it as well, among the masks that it loads
+        name_files(data_set, {255})
+        with pytest.raises(SampleError) as again:
+            _ = [data_set[i] for i in range(len(data_set))]
+        assert str(again.value) == str(error.value)
     # the last of four masks is among any two, and none of none
     check_masks(data_set, {255}, 0)
     with pytest.raises(UserError):
         check_masks(data_set, {255}, 2)
+
+
+@pytest.mark.parametrize(('num_masks', 'stops'), [(1, True), (0, False)])
+def test_mask_that_the_check_did_not_read_stops_the_run(num_masks, stops, data):
+    """One bad mask among many is named when a worker loads it; 0 leaves all values alone."""
+    cfg = load(SEG, data)
+    path = spoil(data, 4)
+    cfg.train_dataloader.update(batch_size=4, num_workers=1)
+    runner = PortableRunner.from_cfg(cfg)
+    DatasetCheckHook(num_masks=num_masks).before_train(runner)
+    # drawn without end, four different ones at a time
+    batches = iter(runner.train_dataloader)
+    if not stops:
+        assert any(4 in sample.gt_sem_seg.data for sample in next(batches)['data_samples'])
+        return
+    with pytest.raises(SampleError, match=f'{path}: the mask has the values 4, expected 0 to 3'):
+        next(batches)
 
 
 def test_palette_of_a_mask_holds_classes(data):

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmengine.logging import print_log
 from mmlavit.errors import UserError
 
 from .image_files import no_mask, read_image
+from .masks import MaskValues, mask_values
 
 __all__ = ['CheckedPipeline', 'SampleError', 'name_files']
 
@@ -40,10 +42,14 @@ class CheckedPipeline(Compose):
 
     Args:
         pipeline: The pipeline whose transforms run.
+        values: What masks may hold as they are loaded, ``None`` for anything. Of many masks, the
+            check before a run reads a few; on a GPU, a label beyond the classes of any other ends
+            in a device-side assertion.
     """
 
-    def __init__(self, pipeline: Compose) -> None:
+    def __init__(self, pipeline: Compose, values: MaskValues | None = None) -> None:
         self.transforms = pipeline.transforms
+        self.values = values
 
     def __call__(self, data: Any) -> Any:
         """Run the transforms.
@@ -52,8 +58,8 @@ class CheckedPipeline(Compose):
             data: What the dataset knows of a sample.
 
         Raises:
-            SampleError: If a file cannot be read as an image, or masks do not fit the image. Errors
-                of another cause stay as they are, and the log names the sample.
+            SampleError: If a file cannot be read as an image, or masks do not fit the image or the
+                classes. Errors of another cause stay as they are, and the log names the sample.
         """
         checked = False
         for transform in self.transforms:
@@ -69,20 +75,22 @@ class CheckedPipeline(Compose):
             if data is None:
                 return None
             if not checked and isinstance(data, dict) and 'gt_seg_map' in data:
-                _check_mask(data)
+                _check_mask(data, self.values)
                 checked = True
         return data
 
 
-def name_files(dataset: Any) -> None:
+def name_files(dataset: Any, ignored: Collection[int] | None = None) -> None:
     """Let the errors of a dataset name the file.
 
     Args:
         dataset: A dataset without a wrapper.
+        ignored: Labels of masks that do not count; ``None`` for masks that may hold anything.
     """
     pipeline = getattr(dataset, 'pipeline', None)
     if type(pipeline) is Compose:
-        dataset.pipeline = CheckedPipeline(pipeline)
+        values = None if ignored is None else mask_values(dataset, ignored)
+        dataset.pipeline = CheckedPipeline(pipeline, values)
 
 
 def _explain(data: dict[str, Any], error: Exception, transform: str) -> None:
@@ -105,7 +113,7 @@ def _explain(data: dict[str, Any], error: Exception, transform: str) -> None:
     print_log(f'{transform} failed on {sample}', logger='current', level=logging.ERROR)
 
 
-def _check_mask(data: dict[str, Any]) -> None:
+def _check_mask(data: dict[str, Any], values: MaskValues | None) -> None:
     mask, shape = data['gt_seg_map'], data.get('ori_shape')
     if mask.ndim != 2:
         found = f'an image of {mask.shape[-1]} channels'
@@ -115,3 +123,6 @@ def _check_mask(data: dict[str, Any]) -> None:
             f'{data.get("seg_map_path")}: the mask has {mask.shape[0]}x{mask.shape[1]} pixels '
             f'(height x width), and its image {data.get("img_path")} {shape[0]}x{shape[1]}'
         )
+    wrong = values.wrong_in_labels(mask) if values is not None else []
+    if values is not None and wrong:
+        raise SampleError(values.message(data.get('seg_map_path'), wrong))

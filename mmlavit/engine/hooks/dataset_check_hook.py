@@ -33,7 +33,8 @@ class DatasetCheckHook(Hook):
         custom_hooks = [dict(type='mmlavit.DatasetCheckHook', num_masks=0)]
 
     Args:
-        num_masks: How many masks of each segmentation dataset are read, evenly spaced.
+        num_masks: How many masks of each segmentation dataset are read before the run, evenly
+            spaced. With 0, the values of those that the run loads are not looked at either.
     """
 
     priority = 'VERY_HIGH'
@@ -70,7 +71,7 @@ class DatasetCheckHook(Hook):
             check_heads(model, dataset)
             check_labels(model, dataset)
             check_masks(dataset, ignored or {255}, self.num_masks)
-            name_files(dataset)
+            name_files(dataset, (ignored or {255}) if self.num_masks else None)
 
 
 def add_dataset_check(runner: Runner) -> None:
