@@ -9,9 +9,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .resize import resize_transform
-from .scores import key_bias, saturate, softmax
-from .streamed_attention import StreamedLessAttention, less_attention
-from .tiles import is_eager
+from .scores import key_bias, saturate, softmax, transform
 from .windows import merge, partition
 
 
@@ -154,10 +152,9 @@ class LessAttention(nn.Module):
         logits = saturate(logits.to(v.dtype))
         eye = torch.eye(len(self.theta), dtype=self.theta.dtype, device=x.device)
         theta, psi = (eye + self.theta).to(v.dtype), (eye + self.psi).to(v.dtype)
-        if torch.is_grad_enabled() and is_eager():
-            out, logits = StreamedLessAttention.apply(logits, v, theta, psi, mask)
-        else:
-            out, logits = less_attention(logits, v, theta, psi, mask)
+        logits = transform(logits, theta, psi, mask)
+        # (groups, heads, N, N) x (groups, heads, N, d) -> (groups, heads, N, d)
+        out = softmax(logits, mask).to(v.dtype) @ v
         return self.proj(merge(out, self.window, (x.shape[1], x.shape[2]))), logits
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -51,9 +51,7 @@ def softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
     return logits.softmax(-1, dtype=dtype)
 
 
-def transform(
-    logits: Tensor, theta: Tensor, psi: Tensor, mask: Tensor | None, out: Tensor | None = None
-) -> Tensor:
+def transform(logits: Tensor, theta: Tensor, psi: Tensor, mask: Tensor | None) -> Tensor:
     """``Psi A Theta^T`` (paper, eq. 5).
 
     Args:
@@ -61,14 +59,10 @@ def transform(
         theta: Transform of the keys, ``(N, N)``.
         psi: Transform of the queries, ``(N, N)``.
         mask: Booleans of shape ``(groups, N)``, true where a token is real.
-        out: Contiguous memory for the result, without gradients.
     """
     groups, heads, n, _ = logits.shape
     # (groups, heads, N, N) x (N, N)
     half = saturate(silence(logits, mask) @ theta.T)
     # (groups * heads, N, N) x (groups * heads, N, N), with one Psi for all
     left = psi.expand(groups * heads, n, n)
-    if out is None:
-        return saturate(torch.bmm(left, half.flatten(0, 1)).view_as(logits))
-    torch.bmm(left, half.flatten(0, 1), out=out.view(-1, n, n))
-    return out.copy_(saturate(out)) if out.dtype is torch.float16 else out
+    return saturate(torch.bmm(left, half.flatten(0, 1)).view_as(logits))

@@ -59,21 +59,6 @@ def tiles(x: Tensor, channels: int, step: int) -> Iterator[tuple[slice, slice]]:
             yield slice(first, min(first + images, batch)), slice(top, min(top + rows, height))
 
 
-def runs(logits: Tensor) -> Iterator[slice]:
-    """Divide the groups of logits ``(groups, heads, N, N)`` into tiles, on a CPU.
-
-    A tile is a quarter of :data:`TILE_BYTES`, since several maps of its size are at work at once.
-
-    Yields:
-        Slices of the groups.
-    """
-    size = len(logits)
-    if is_streamed(logits):
-        size = max(TILE_BYTES // 4 // (logits[0].numel() * logits.element_size()), 1)
-    for first in range(0, len(logits), size):
-        yield slice(first, first + size)
-
-
 def tile_mask(mask: Tensor | None, groups: slice) -> Tensor | None:
     """Cut a mask ``(groups, N)`` to a tile; None where the tile holds no padding.
 
