@@ -92,7 +92,7 @@ def add_options(parser: argparse.ArgumentParser, sizes: Sequence[Size]) -> None:
         type=positive,
         metavar='N',
         help='images in a batch, one for all sizes or one a size '
-        '(as many as have the pixels of 8 images of 224x224, at least 1)',
+        '(as many as have the pixels of one of 800x1344, at least 1)',
     )
     parser.add_argument('--device', type=_device, default='cpu', help='%(default)s, cuda, cuda:1')
     parser.add_argument(

@@ -4,34 +4,28 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from common import Setting, Size, training_step
 from subjects import build_backbone, images_of
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmlavit.models.layers import tiles
 
-
-def multiply_adds(model: nn.Module, size: Size, device: torch.device) -> int:
+def multiply_adds(config: dict[str, Any], size: Size) -> int:
     """Count the multiply-adds of a forward pass on one image: products and convolutions.
 
+    On the meta device nothing is computed: no tiles, whose common rows would count twice.
+
     Args:
-        model: Backbone, left in training mode.
+        config: Backbone.
         size: ``(h, w)`` of the image.
-        device: Where the model is.
     """
+    device = torch.device('meta')
+    model = build_backbone(config, torch.device('cpu')).to(device)
     model.train()  # in evaluation mode torch's own attention is one operator that nobody counts
     counter = FlopCounterMode(display=False)
-    with (
-        torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),  # nor does the counter know the fused one of a CPU
-        patch.object(tiles, 'TILE_BYTES', 2**62),  # rows where tiles overlap count once
-        counter,
-    ):
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         model(images_of(1, size, device))
     return counter.get_total_flops() // 2
 
@@ -75,6 +69,8 @@ def _training_memory(
         return torch.cuda.max_memory_allocated(device) - loaded
     if not Path('/proc/self/status').exists():
         return None
+    # forget the peak of loading and warming up
+    Path('/proc/self/clear_refs').write_text('5')
     loaded = _resident('VmRSS')
     training_step(model, images, setting)
     return _resident('VmHWM') - loaded

@@ -1,8 +1,8 @@
 """Time less attention (LA) against the vanilla attention (VA) it replaces, and what guides stages.
 
-Four tables: the attention modules' forward pass, timed within the running model; the attention
-residual's (AR) share of that pass; the attention modules' forward and backward pass, on their own;
-and the whole model over its twin without LA. Examples::
+Four tables: the attention modules' forward pass, and forward and backward pass, on their own; the
+attention residual's (AR) share of a forward pass of the model; and the whole model over its twin
+without LA. Examples::
 
     python benchmarks/layers.py --rounds 9 --json layers.json
     python benchmarks/layers.py --device cuda --dtype bf16 --batch 64 16 4
@@ -34,9 +34,11 @@ from common import (
     write_json,
 )
 from stopwatch import Stopwatch, time_parts
+from torch import nn
 
 from mmlavit.models import LaViT
 from mmlavit.models.layers import FusedVanillaAttention, LessAttention, window_mask
+from mmlavit.models.layers.streamed_block import attend
 
 SIZES = ((224, 224), (512, 512), (800, 1344))
 
@@ -59,10 +61,10 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
     return args, read_options(parser, args)
 
 
-def time_within(
+def time_residual(
     size: Size, batch: int, window: int, args: argparse.Namespace, setting: Setting
-) -> list[Row]:
-    """Time the parts of a forward pass within LaViT and within its twin without LA.
+) -> Row:
+    """Time the attention residuals within a forward pass of LaViT.
 
     Args:
         size: ``(h, w)`` of the images.
@@ -72,47 +74,36 @@ def time_within(
         setting: How.
 
     Returns:
-        One row a stage that has LA, and one for AR.
+        Their share of the pass.
     """
-    model = LaViT(args.arch, window_size=window)
-    # without AR, no later layer reads logits and all VA is fused
-    twin = LaViT(args.arch, window_size=window, less_attention=False, attention_residual=False)
+    model = LaViT(args.arch, window_size=window).to(setting.device).eval()
     images = torch.randn(batch, 3, *size, device=setting.device)
-    watches = {}
-    for name, subject in {'LA': model, 'VA': twin}.items():
-        subject.to(setting.device).eval()
-        watches[name] = Stopwatch(setting)
-        for i, (stage, replaced) in enumerate(zip(subject.stages, model.stages, strict=True)):
-            for block in stage.blocks[replaced.num_vanilla :]:
-                watches[name].watch(f'attention {i}', block.attn)
-            if stage.residual is not None:
-                watches[name].watch(f'residual {i}', stage.residual)
-    calls = {
-        'LA': partial(forward, model, images, setting),
-        'VA': partial(forward, twin, images, setting),
-    }
-    found = time_parts(calls, watches, setting, f'{show_size(size)}, window {window}')
-    where: Row = dict(size=show_size(size), batch=batch, window=window)
-    rows = []
+    watch = Stopwatch(setting)
     for i, stage in enumerate(model.stages):
-        layers = len(stage.blocks) - stage.num_vanilla
-        if layers:
-            la, va = (found[name][f'attention {i}'] / layers for name in ('LA', 'VA'))
-            rows.append(dict(part='attention, forward', **where, stage=i + 1, **_compare(la, va)))
-    shares = {i: found['LA'][f'residual {i}'] / found['LA']['all'] for i in range(1, 4)}
-    rows.append(
-        dict(part='residual', **where, share=Spread.of(sum(shares.values()))._asdict(),
-             stages={i + 1: Spread.of(share)._asdict() for i, share in shares.items()})
+        if stage.residual is not None:
+            watch.watch(f'residual {i}', stage.residual)
+    title = f'{show_size(size)}, window {window}'
+    found = time_parts(partial(forward, model, images, setting), watch, setting, title)
+    shares = {i: found[f'residual {i}'] / found['all'] for i in range(1, 4)}
+    return dict(
+        part='residual', size=show_size(size), batch=batch, window=window,
+        share=Spread.of(sum(shares.values()))._asdict(),
+        stages={i + 1: Spread.of(share)._asdict() for i, share in shares.items()},
     )  # fmt: skip
-    return rows
 
 
-def time_training(
-    size: Size, batch: int, windows: Sequence[int], args: argparse.Namespace, setting: Setting
+def time_attention(
+    mode: str,
+    size: Size,
+    batch: int,
+    windows: Sequence[int],
+    args: argparse.Namespace,
+    setting: Setting,
 ) -> list[Row]:
-    """Time forward and backward pass of the attention modules of each stage, on their own.
+    """Time the attention modules of each stage, on their own.
 
     Args:
+        mode: ``'forward'``, or ``'training'`` for forward and backward pass.
         size: ``(h, w)`` of the images that the stages' maps belong to.
         batch: Images.
         windows: Sides of windows; stages whose map is smaller are left out.
@@ -123,6 +114,7 @@ def time_training(
         One row a window and stage.
     """
     arch = LaViT(args.arch).arch
+    make = {'forward': _forward_call, 'training': _training_call}[mode]
     rows: list[Row] = []
     calls: dict[str, Callable[[], object]] = {}
     for window in windows:
@@ -134,43 +126,74 @@ def time_training(
             for name, kind in (('LA', LessAttention), ('VA', FusedVanillaAttention)):
                 attention = kind(dim, heads, window).to(setting.device)
                 key = f'{name}, window {window}, stage {i + 1}'
-                calls[key] = _training_call(attention, (batch, h, w, dim), window, setting)
+                calls[key] = make(attention, *_inputs(attention, (batch, h, w, dim), setting),
+                                  setting)  # fmt: skip
             rows.append(
-                dict(part='attention, training', size=show_size(size), batch=batch, window=window,
+                dict(part=f'attention, {mode}', size=show_size(size), batch=batch, window=window,
                      stage=i + 1, channels=dim, heads=heads, map=show_size((h, w)))
             )  # fmt: skip
-    seconds = interleave(calls, setting, 'attention, training')
+    seconds = interleave(calls, setting, f'attention, {mode}')
     for row in rows:
         key = f'window {row["window"]}, stage {row["stage"]}'
         row.update(_compare(seconds[f'LA, {key}'], seconds[f'VA, {key}']))
     return rows
 
 
-def _training_call(
+def _inputs(
     attention: LessAttention | FusedVanillaAttention,
     shape: tuple[int, int, int, int],
-    window: int,
     setting: Setting,
-) -> Callable[[], None]:
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """A map ``(B, h, w, dim)``, the logits that LA starts from, and the mask of its windows."""
     batch, h, w, _ = shape
-    device, heads = setting.device, attention.num_heads
+    device, heads, window = setting.device, attention.num_heads, attention.window
     groups = batch * -(-h // window) * -(-w // window)
-    x = torch.randn(shape, device=device, requires_grad=True)
     start = None
     if isinstance(attention, LessAttention):
         # as the layer before hands them on
         scores = (groups, heads, window**2, window**2)
-        start = torch.randn(scores, device=device, dtype=setting.dtype, requires_grad=True)
+        start = torch.randn(scores, device=device, dtype=setting.dtype)
     mask = window_mask((h, w), window, device)
-    if mask is not None:
-        mask = mask.repeat(batch, 1)
+    return (
+        torch.randn(shape, device=device),
+        start,
+        None if mask is None else mask.repeat(batch, 1),
+    )
+
+
+def _forward_call(
+    attention: LessAttention | FusedVanillaAttention,
+    x: torch.Tensor,
+    start: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    setting: Setting,
+) -> Callable[[], None]:
+    """Predict as a block does: on a CPU in tiles, with the map and the logits put together."""
+
+    def call() -> None:
+        with torch.no_grad(), setting.precision():
+            if setting.device.type == 'cpu':
+                attend(nn.Identity(), attention, x, start, mask)
+            else:
+                torch.add(x, attention(x, start, mask)[0])
+
+    return call
+
+
+def _training_call(
+    attention: LessAttention | FusedVanillaAttention,
+    x: torch.Tensor,
+    start: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    setting: Setting,
+) -> Callable[[], None]:
+    inputs = [tensor.requires_grad_() for tensor in (x, start) if tensor is not None]
     gradients: list[torch.Tensor] = []
 
     def call() -> None:
         attention.zero_grad()
-        x.grad = None
-        if start is not None:
-            start.grad = None
+        for tensor in inputs:
+            tensor.grad = None
         with setting.precision():
             results = [r for r in attention(x, start, mask) if r is not None]
         if not gradients:
@@ -231,12 +254,9 @@ def print_rows(rows: Sequence[Row]) -> None:
     """Print the rows of one part."""
     times = ['LA, ms', 'VA, ms', 'LA over VA']
     match rows[0]['part']:
-        case 'attention, forward':
-            title, columns = 'One attention module, forward pass, within the model', times
-            columns = ['window', 'image', 'batch', 'stage', *columns]
-            keys = ['window', 'size', 'batch', 'stage']
-        case 'attention, training':
-            title = f'One attention module, forward and backward, {rows[0]["size"]}'
+        case 'attention, forward' | 'attention, training' as part:
+            passes = 'forward' if part.endswith('forward') else 'forward and backward'
+            title = f'One attention module, {passes}, {rows[0]["size"]}'
             keys = ['window', 'stage', 'channels', 'heads', 'map', 'batch']
             columns = [*keys, *times]
         case 'model':
@@ -264,15 +284,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_machine(args)
     pairs = list(zip(args.sizes, args.batch, strict=True))
     rows: list[Row] = []
-    for window in args.windows:
-        for size, batch in pairs:
-            rows += time_within(size, batch, window, args, setting)
-    for part in ('attention, forward', 'residual'):
-        print_rows([row for row in rows if row['part'] == part])
-    write_json(args.json, args, rows)
-    training = time_training(*pairs[0], args.windows, args, setting)
-    print_rows(training)
-    rows += training
+    for mode in ('forward', 'training'):
+        found = time_attention(mode, *pairs[0], args.windows, args, setting)
+        print_rows(found)
+        rows += found
+        write_json(args.json, args, rows)
+    shares = [
+        time_residual(size, batch, window, args, setting)
+        for window in args.windows
+        for size, batch in pairs
+    ]
+    print_rows(shares)
+    rows += shares
     write_json(args.json, args, rows)
     whole = [row for size, batch in pairs for row in time_models(size, batch, args, setting)]
     print_rows(whole)

@@ -104,6 +104,10 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
     missing = missing_toolbox(args.peers, args.models)
     if missing:
         parser.error(f'{missing} is not installed; the peers are its backbones')
+    if args.compile and args.models:
+        parser.error('argument --models: Mask R-CNN and UperNet cannot be compiled as a whole')
+    if args.compile and args.mode != 'forward' and not args.no_memory:
+        parser.error('argument --compile: memory is not measured then, add --no-memory')
     if args.plot and args.no_backbones:
         parser.error('argument --plot: there is nothing to draw with --no-backbones')
     return args, read_options(parser, args)
@@ -141,7 +145,7 @@ def time_backbones(size: Size, batch: int, args: argparse.Namespace, setting: Se
         models[name] = build_backbone(config, setting.device)
         row: Row = dict(part='backbones', model=name, size=show_size(size), batch=batch)
         row['parameters'] = sum(p.numel() for p in models[name].parameters())
-        row['multiply_adds'] = multiply_adds(models[name], size, setting.device)
+        row['multiply_adds'] = multiply_adds(config, size)
         rows.append(row)
         compiled_models[name] = compiled(models[name], args.compile)
     images = images_of(batch, size, setting.device)

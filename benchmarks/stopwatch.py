@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,33 +38,25 @@ class Stopwatch:
 
 
 def time_parts(
-    calls: Mapping[str, Callable[[], None]],
-    watches: Mapping[str, Stopwatch],
-    setting: Setting,
-    title: str,
-) -> dict[str, dict[str, np.ndarray]]:
-    """Interleave forward passes whose parts are timed as well.
+    call: Callable[[], None], watch: Stopwatch, setting: Setting, title: str
+) -> dict[str, np.ndarray]:
+    """Time forward passes, and their parts as well.
 
     Args:
-        calls: The passes, by name.
-        watches: What watches each one's model.
+        call: The pass. It is called twice before the first round.
+        watch: What watches the model.
         setting: How.
         title: Stands beside the progress bar.
 
     Returns:
-        For each name seconds of each part, one value a round; those of the whole as ``'all'``.
+        Seconds of each part, one value a round; those of the whole as ``'all'``.
     """
-    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
+    rounds: list[dict[str, float]] = []
     with progress_bar() as progress:
-        task = progress.add_task(title, total=(setting.rounds + 1) * len(calls))
-        for i in range(setting.rounds + 1):
-            for name, call in calls.items():
-                watches[name].seconds.clear()
-                whole = clock(call, setting)
-                if i:  # the first is the warm-up
-                    seconds[name].append({**watches[name].seconds, 'all': whole})
-                progress.advance(task)
-    return {
-        name: {part: np.array([r[part] for r in rounds]) for part in rounds[0]}
-        for name, rounds in seconds.items()
-    }
+        for _ in range(2):
+            call()
+        for _ in progress.track(range(setting.rounds), description=title):
+            watch.seconds.clear()
+            whole = clock(call, setting)
+            rounds.append({**watch.seconds, 'all': whole})
+    return {part: np.array([r[part] for r in rounds]) for part in rounds[0]}
