@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -75,6 +78,16 @@ def isolated(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.fixture
+def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in an empty directory, and leave no default scope, logger or variable behind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    forget_runs()
+    yield tmp_path
+    forget_runs()
+
+
+@pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a tool in this process and return what it printed."""
 
@@ -115,6 +128,15 @@ def checkpoint(workspace: Path) -> str:
     path = workspace / 'cls.pth'
     torch.save({'state_dict': model.state_dict(), 'meta': {}}, path)
     return str(path)
+
+
+def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that knows the package only as an installed one."""
+    env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    env['OMP_NUM_THREADS'] = '1'
+    return subprocess.run(
+        [sys.executable, '-c', code], cwd=cwd, env=env, capture_output=True, text=True
+    )
 
 
 def metrics_of(output: str) -> dict[str, float]:

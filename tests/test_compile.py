@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_export import ARCH, randomize
+from small_models import ARCH, randomize
 from torch._dynamo.utils import counters
 
 from mmlavit.models import PAD_VALUE, LaViT

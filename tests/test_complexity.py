@@ -1,5 +1,7 @@
 """The cost of a model, part by part."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from closed_formula import closed_formula
@@ -109,6 +111,80 @@ def test_comparison_shows_the_twin_and_the_paper(run: Run) -> None:
         'small': (22_400_000, 3_300_000_000),
         'base': (39_600_000, 6_100_000_000),
     }
+
+
+def test_comparison_of_an_all_va_model_shows_the_twin_with_less_attention(run: Run) -> None:
+    """Each figure stands under its own name, and the paper's are called LaViT's."""
+    output = run(tool, mmlavit.config_path('lavit-small-all-va_8xb128_in1k.py'), '--compare')
+    arch, shown = ARCHS['small'], {}
+    for line in output.splitlines():
+        title, found, rest = line.partition(' parameters ')
+        if found and rest.endswith('multiply-adds'):
+            *words, parameters = title.split()
+            shown[' '.join(words)] = [parameters, rest.split()[0]]
+    expected = {'paper, LaViT': ['22,400,000', '3.300']}
+    for title, va_layers in (('here', arch.depths), ('here, LaViT twin', arch.va_layers)):
+        parts = closed_formula(arch, va_layers=va_layers).values()
+        params, macs = map(sum, zip(*parts, strict=True))
+        expected[title] = [f'{params:,}', f'{macs / 1e9:.3f}']
+    assert shown == expected
+    assert 'parameters, LaViT twin' in output
+
+
+def write_config(path: Path, base: str, text: str) -> str:
+    """A config that inherits from another."""
+    path.write_text(f'_base_ = [{base!r}]\n{text}\n')
+    return str(path)
+
+
+def test_images_have_the_channels_of_the_backbone(run: Run, tmp_path: Path) -> None:
+    """The embedding costs what one of four channels costs, in the comparison too."""
+    path = write_config(
+        tmp_path / 'four.py',
+        mmlavit.config_path('lavit-tiny_8xb128_in1k.py'),
+        'model = dict(backbone=dict(in_channels=4))',
+    )
+    output = run(tool, path, '--compare')
+    params, macs = map(sum, zip(*closed_formula(ARCHS['tiny']).values(), strict=True))
+    params, macs = params + 4 * 4 * 64, macs + 56 * 56 * 4 * 4 * 64
+    assert output.count(f'{params:,}') == 2
+    assert output.count(f'{macs / 1e9:.3f} G') == 2
+
+
+DETECTORS = {
+    'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': (
+        'panoptic_head=dict(in_channels=[32, 64, 128, 256])',
+        'a Mask2Former cannot be counted: it is not known what panoptic_head costs',
+    ),
+    'detr/detr_r50_8xb2-150e_coco.py': (
+        'neck=dict(in_channels=[32, 64, 128, 256], num_outs=4)',
+        'a DETR cannot be counted on an image of 64x96: ',
+    ),
+    'dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco.py': (
+        'neck=dict(in_channels=[32, 64, 128, 256]), test_cfg=dict(rcnn=dict(max_per_img=None))',
+        'model.test_cfg: rpn.max_per_img and rcnn.max_per_img must be set',
+    ),
+}
+
+
+@pytest.mark.parametrize('base', DETECTORS, ids=lambda base: base.partition('/')[0])
+def test_parts_of_unknown_cost_are_refused(base: str, fails: Run, tmp_path: Path) -> None:
+    """Rather than left out of the sum; the message names the model and the part."""
+    rest, message = DETECTORS[base]
+    backbone = "dict(_delete_=True, type='mmlavit.LaViT', arch='nano')"
+    path = write_config(
+        tmp_path / 'detector.py', f'mmdet::{base}', f'model = dict(backbone={backbone}, {rest})'
+    )
+    assert message in fails(tool, path, '--shape', '64', '96')
+
+
+def test_mask_heads_are_named_only_where_there_are_any(run: Run, tmp_path: Path) -> None:
+    """Faster R-CNN has none."""
+    path = write_config(
+        tmp_path / 'faster.py', config('two-stage'), 'model = dict(roi_head=dict(mask_head=None))'
+    )
+    output = run(tool, path, '--shape', '64', '96')
+    assert 'RoI heads: 100 regions for the box heads, the most that test_cfg lets' in output
 
 
 def test_overrides_reach_the_model(run: Run) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import Run, load_tool
+from conftest import Run, forget_runs, load_tool
 from mmengine.config import Config
+from small_models import ARCH, randomize
 from torch import nn
 from torch.export import Dim
 
@@ -21,8 +22,6 @@ from mmlavit.cli.plain_model import build_plain_model
 from mmlavit.models import LaViT
 
 tool = load_tool('export_onnx')
-# both kinds of attention, logits that are handed on and logits that are not, and a residual
-ARCH = dict(channels=(16, 32, 32, 32), depths=(1, 2, 1, 1), va_layers=(1, 1, 1, 1), head_width=16)
 BASES = {
     'cls': ('shapes/lavit-nano_shapes-cls.py', 'head=dict(in_channels=32)'),
     'det': ('shapes/mask-rcnn_lavit-nano_shapes.py', 'neck=dict(in_channels=[16, 32, 32, 32])'),
@@ -31,20 +30,13 @@ BASES = {
         'decode_head=dict(in_channels=[16, 32, 32, 32]), auxiliary_head=dict(in_channels=32)',
     ),
     'fpn': ('shapes/semantic-fpn_lavit-nano_shapes.py', 'neck=dict(in_channels=[16, 32, 32, 32])'),
+    'binary': (
+        'shapes/semantic-fpn_lavit-nano_shapes.py',
+        'neck=dict(in_channels=[16, 32, 32, 32]), decode_head=dict(num_classes=2, out_channels=1, '
+        'threshold=0.67, loss_decode=dict(use_sigmoid=True))',
+    ),
+    'four channels': ('shapes/lavit-nano_shapes-cls.py', 'head=dict(in_channels=32)'),
 }
-
-
-def randomize(module: nn.Module) -> nn.Module:
-    """Give every weight a value that matters; a fresh model's transforms are the identity."""
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.05)
-    for module_ in module.modules():
-        if isinstance(module_, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(module_.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module_.running_var, 0.5, 2.0)
-    return module.eval()
 
 
 @pytest.fixture(scope='module')
@@ -53,23 +45,30 @@ def backbone() -> nn.Module:
     return randomize(LaViT(ARCH, out_indices=(0, 1)))
 
 
-@pytest.fixture
-def saved(tmp_path: Path, isolated: None) -> dict[str, tuple[str, str, nn.Module]]:
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str, nn.Module]]:
     """Config, checkpoint and model by task."""
-    found = {}
+    folder, found = tmp_path_factory.mktemp('saved'), {}
     for name, (base, rest) in BASES.items():
-        config = tmp_path / f'{name}.py'
-        arch = dict(ARCH, _delete_=True)
+        config, checkpoint = folder / f'{name}.py', folder / f'{name}.pth'
+        backbone = dict(arch=dict(ARCH, _delete_=True), init_cfg=None)
+        if name == 'four channels':
+            backbone['in_channels'] = 4
         config.write_text(
             f'_base_ = [{mmlavit.config_path(base)!r}]\n'
-            f'model = dict(backbone=dict(arch={arch!r}, init_cfg=None), {rest})\n'
+            f'model = dict(backbone={backbone!r}, {rest})\n'
         )
-        cfg = Config.fromfile(config)
-        model = randomize(build_plain_model(cfg))
+        model = randomize(build_plain_model(Config.fromfile(config)))
+        forget_runs()
         meta = {'dataset_meta': {'classes': ('circle', 'square')}}
-        torch.save({'state_dict': model.state_dict(), 'meta': meta}, tmp_path / f'{name}.pth')
-        found[name] = (str(config), str(tmp_path / f'{name}.pth'), model)
+        torch.save({'state_dict': model.state_dict(), 'meta': meta}, checkpoint)
+        found[name] = (str(config), str(checkpoint), model)
     return found
+
+
+@pytest.fixture(autouse=True)
+def alone(empty_directory: Path) -> None:
+    """Leave no default scope behind."""
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -179,43 +178,79 @@ def test_classifier_gives_its_logits(saved: dict, run: Run, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('name', 'output'), [('seg', 'logits'), ('fpn', 'labels')])
+@pytest.mark.parametrize(
+    ('name', 'output', 'batch'),
+    [('seg', 'logits', 1), ('seg', 'logits', 3), ('fpn', 'labels', 1), ('binary', 'labels', 1)],
+)
 def test_segmentor_gives_what_mmseg_predicts(
-    name: str, output: str, saved: dict, run: Run, tmp_path: Path
+    name: str, output: str, batch: int, saved: dict, run: Run, tmp_path: Path
 ) -> None:
     """Logits, or with --argmax labels, at the size of the image, as mmseg's own inference."""
     config, checkpoint, model = saved[name]
     out = tmp_path / 'model.onnx'
-    options = ['--argmax'] if output == 'labels' else []
+    options = ['--argmax'] * (output == 'labels') + ['--dynamic-batch'] * (batch > 1)
     run(tool, config, checkpoint, '--out', str(out), '--shape', '64', '96', *options)
-    images = torch.randn(1, 3, 64, 96)
+    images = torch.randn(batch, 3, 64, 96)
     meta = dict(img_shape=(64, 96), ori_shape=(64, 96), pad_shape=(64, 96))
     with torch.no_grad():
-        expected = model.inference(images, [meta])
+        expected = model.inference(images, [meta] * batch)
     found = session(out).run([output], {'image': images.numpy()})[0]
     if output == 'logits':
-        assert found.shape == (1, 4, 64, 96)
+        assert found.shape == (batch, 4, 64, 96)
         assert close(found, expected)
     else:
-        assert found.shape == (1, 64, 96)
+        assert found.shape == (batch, 64, 96)
         assert len(np.unique(found)) > 1
-        assert (found == expected.argmax(1).numpy()).mean() > 0.999
+        (sample,) = model.postprocess_result(expected)
+        assert (found == sample.pred_sem_seg.data.numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize('name', ['fpn', 'binary'])
+def test_labels_are_those_of_mmseg(name: str, saved: dict) -> None:
+    """Of several logits the largest decides, of a single one the threshold."""
+    model, images = saved[name][2], torch.randn(2, 3, 64, 96)
+    meta = dict(img_shape=(64, 96), ori_shape=(64, 96), pad_shape=(64, 96))
+    with torch.no_grad():
+        samples = model.postprocess_result(model.inference(images, [meta] * 2))
+        found = tool.Labels(model)(images)
+    assert len(found.unique()) > 1
+    for labels, sample in zip(found, samples, strict=True):
+        assert torch.equal(labels, sample.pred_sem_seg.data[0].long())
 
 
 @pytest.mark.slow
-def test_backbone_of_a_detector_gives_its_maps(saved: dict, run: Run, tmp_path: Path) -> None:
-    """The five levels of the FPN; the heads stay out."""
+def test_channels_are_those_of_the_backbone(saved: dict, run: Run, tmp_path: Path) -> None:
+    """Classifier and backbone of images with four channels."""
+    config, checkpoint, model = saved['four channels']
+    images = torch.randn(1, 4, 64, 96)
+    with torch.no_grad():
+        expected = model(images, mode='tensor'), model.backbone(images)[0]
+    for options, ours in zip(([], ['--backbone-only']), expected, strict=True):
+        out = tmp_path / f'{len(options)}.onnx'
+        output = run(tool, config, checkpoint, '--out', str(out), '--shape', '64', '96', *options)
+        assert 'images of 1x4x64x96' in output
+        assert close(session(out).run(None, {'image': images.numpy()})[0], ours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sizes', [[(1, 64, 96)], [(2, 64, 96), (1, 50, 131)]], ids=str)
+def test_backbone_of_a_detector_gives_its_maps(
+    sizes: list, saved: dict, run: Run, tmp_path: Path
+) -> None:
+    """The five levels of the FPN, for one size or for any; the heads stay out."""
     config, checkpoint, model = saved['det']
     out = tmp_path / 'model.onnx'
-    arguments = (config, checkpoint, '--out', str(out), '--shape', '64', '96', '--backbone-only')
+    arguments = [config, checkpoint, '--out', str(out), '--shape', '64', '96', '--backbone-only']
+    if len(sizes) > 1:
+        arguments += ['--dynamic-batch', '--dynamic-size']
     assert 'image -> map0, map1, map2, map3, map4' in run(tool, *arguments)
-    images = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        expected = model.extract_feat(images)
-    for found, ours in zip(
-        session(out).run(None, {'image': images.numpy()}), expected, strict=True
-    ):
-        assert close(found, ours)
+    for batch, *size in sizes:
+        images = torch.randn(batch, 3, *size)
+        with torch.no_grad():
+            expected = model.extract_feat(images)
+        maps = session(out).run(None, {'image': images.numpy()})
+        for found, ours in zip(maps, expected, strict=True):
+            assert close(found, ours)
 
 
 def test_a_deviating_graph_leaves_no_file(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_python
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from test_package import run_python
 
 import mmlavit
 from mmlavit.errors import UserError
@@ -131,6 +131,12 @@ def test_missing_checkpoint_is_named() -> None:
         ({'out_indices': (1,)}, r'out_indices=\(1,\): needs features_only'),
         ({'features_only': True, 'out_indices': (4,)}, r'out_indices=\(4,\)'),
         ({'num_classes': -1}, 'num_classes=-1'),
+        (
+            {'init_cfg': {'type': 'Pretrained'}},
+            r"init_cfg={'type'.*: name the file as checkpoint_path",
+        ),
+        ({'arch': 'tiny'}, "arch='tiny': model_name names it"),
+        ({'in_channels': 4}, 'in_channels=4: the argument is called in_chans'),
     ],
     ids=str,
 )

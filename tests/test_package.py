@@ -1,14 +1,12 @@
 """The package: one version everywhere, bounded dependencies, names found from the toolboxes."""
 
-import os
 import re
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import run_python
 from mmengine.config import Config
 from packaging.requirements import Requirement
 
@@ -18,15 +16,6 @@ from mmlavit import registry
 from mmlavit.shipped import CONFIGS, config_names
 
 ROOT = Path(__file__).parents[1]
-
-
-def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter that knows the package only as an installed one."""
-    env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
-    env['OMP_NUM_THREADS'] = '1'
-    return subprocess.run(
-        [sys.executable, '-c', code], cwd=cwd, env=env, capture_output=True, text=True
-    )
 
 
 def test_version_is_the_head_of_the_changelog() -> None:

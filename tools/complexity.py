@@ -6,6 +6,7 @@ pooling and interpolation do not. One multiply-add is two FLOPs. Batch of one im
 
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from mmengine.fileio import load
@@ -17,11 +18,14 @@ from mmlavit.cli.overrides import OverrideAction
 from mmlavit.cli.plain_model import add_shape, build_plain_model, shape_of_image
 from mmlavit.errors import UserError
 from mmlavit.models import LaViT
-from mmlavit.models.backbones.lavit import ARCHS
+from mmlavit.models.backbones.arch import ARCHS
 from mmlavit.models.factory import LaViTClassifier
 from mmlavit.shipped import CONFIGS
 
 Table = dict[str, Count]
+
+# The other model, by whether the config's has less attention.
+TWINS = {True: 'all-VA twin', False: 'LaViT twin'}
 
 
 def build_parser() -> LineParser:
@@ -32,7 +36,7 @@ def build_parser() -> LineParser:
     parser.add_argument(
         '--compare',
         action='store_true',
-        help='put the all-VA twin (less_attention=False) and the published figures beside it',
+        help='put the twin beside it that differs in less_attention, and the published figures',
     )
     parser.add_argument(
         '--cfg-options',
@@ -60,14 +64,17 @@ def complexity(args: Namespace) -> None:
         raise UserError(f'--compare: the backbone is a {type(backbone).__name__}, expected a LaViT')
     tables = {'': count_complexity(model, shape)}
     if args.compare:
-        cfg.model.backbone.less_attention = False
-        tables['all-VA twin'] = count_complexity(build_plain_model(cfg), shape)
+        twin = deepcopy(cfg)
+        less_attention = cfg.model.backbone.get('less_attention', True)
+        twin.model.backbone.less_attention = not less_attention
+        tables[TWINS[less_attention]] = count_complexity(build_plain_model(twin), shape)
     print(f'{args.config}, {shape[0]}x{shape[1]} px')
     print(render(tables))
     if rois:
+        masks = f', {rois[1]} for the mask heads' if rois[1] else ''
         print(
-            f'RoI heads: {rois[0]} regions for the box heads, {rois[1]} for the mask heads, '
-            'the most that test_cfg lets through'
+            f'RoI heads: {rois[0]} regions for the box heads{masks}, the most that test_cfg lets '
+            'through'
         )
     if args.compare:
         print(compare_with_paper(cfg.model.backbone))
@@ -124,13 +131,17 @@ def compare_with_paper(backbone: dict[str, Any]) -> str:
     found = published().get(arch) if isinstance(arch, str) else None
     if found is None:
         return f'the paper has no figures for arch={arch!r}'
-    known = ('arch', 'window_size', 'attention_residual')
+    known = ('arch', 'window_size', 'attention_residual', 'in_channels')
     options = {key: backbone[key] for key in known if key in backbone}
+    less_attention = backbone.get('less_attention', True)
     lines = []
     for title, count in (
-        ('here', classifier(**options)),
-        ('here, all-VA twin', classifier(**options, less_attention=False)),
-        ('paper', found),
+        ('here', classifier(**options, less_attention=less_attention)),
+        (
+            f'here, {TWINS[less_attention]}',
+            classifier(**options, less_attention=not less_attention),
+        ),
+        ('paper' if less_attention else 'paper, LaViT', found),
     ):
         parameters, macs = cells(count)
         lines.append(f'  {title:<20}{parameters:>12} parameters{macs:>10} multiply-adds')

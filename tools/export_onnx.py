@@ -1,10 +1,11 @@
 """Export a classifier, a segmentor, or the backbone of any model to ONNX.
 
-The graph takes images (batch, 3, height, width) that are normalized as the config's data
+The graph takes images (batch, channels, height, width) that are normalized as the config's data
 preprocessor does it; the file carries those settings and the names of the classes as metadata.
 
   classifier      logits (batch, classes)
   segmentor       logits (batch, classes, height, width), or with --argmax the class of each pixel
+                  (batch, height, width)
   --backbone-only one map for each output of the backbone, or of the neck (FPN) behind it
 
 Detectors go with --backbone-only: their heads choose regions, whose number depends on the image.
@@ -28,6 +29,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import load_state_dict
 from torch import Tensor, nn
 
+from mmlavit.apis.images import channels_of
 from mmlavit.apis.onnx_export import ExportError, check_packages, export_onnx
 from mmlavit.atomic_backend import AtomicBackend
 from mmlavit.checkpoints import read_checkpoint
@@ -54,7 +56,7 @@ class Features(nn.Module):
         self.neck = None if hasattr(model, 'head') else getattr(model, 'neck', None)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Map images ``(B, 3, h, w)`` to maps ``(B, C, h', w')``."""
+        """Map images ``(B, C, h, w)`` to maps ``(B, C', h', w')``."""
         maps = self.backbone(image)
         return tuple(maps if self.neck is None else self.neck(maps))
 
@@ -71,7 +73,7 @@ class Classifier(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map images ``(B, 3, h, w)`` to logits ``(B, classes)``."""
+        """Map images ``(B, C, h, w)`` to logits ``(B, classes)``."""
         return self.model(image, mode='tensor')
 
 
@@ -87,26 +89,30 @@ class Segmentor(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map images ``(B, 3, h, w)`` to logits ``(B, classes, h, w)``."""
+        """Map images ``(B, C, h, w)`` to logits ``(B, classes, h, w)``."""
         logits = self.model(image, mode='tensor')
         size, corners = image.shape[2:], self.model.align_corners
         return F.interpolate(logits, size=size, mode='bilinear', align_corners=corners)
 
 
 class Labels(nn.Module):
-    """The class of each pixel.
+    """The class of each pixel, as mmseg's prediction.
 
     Args:
-        segmentor: Gives logits ``(B, classes, h, w)``.
+        model: Segmentor of mmseg. One with a single logit decides by the threshold of its head.
     """
 
-    def __init__(self, segmentor: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.segmentor = segmentor
+        self.segmentor = Segmentor(model)
+        self.threshold = model.decode_head.threshold if model.out_channels == 1 else None
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map images ``(B, 3, h, w)`` to indices ``(B, h, w)``."""
-        return self.segmentor(image).argmax(1)
+        """Map images ``(B, C, h, w)`` to indices ``(B, h, w)``."""
+        logits = self.segmentor(image)
+        if self.threshold is None:
+            return logits.argmax(1)
+        return (logits.squeeze(1).sigmoid() > self.threshold).long()
 
 
 def build_parser() -> LineParser:
@@ -166,6 +172,7 @@ def export(args: Namespace) -> None:
             module,
             shape,
             names,
+            channels=channels_of(model),
             dynamic_batch=args.dynamic_batch,
             dynamic_size=args.dynamic_size,
             metadata=describe(cfg, checkpoint),
@@ -218,11 +225,11 @@ def choose(model: nn.Module, args: Namespace, scope: str) -> tuple[nn.Module, li
     if args.backbone_only:
         features = Features(model).eval()
         with torch.no_grad():
-            count = len(features(torch.zeros(1, 3, 64, 64)))
+            count = len(features(torch.zeros(1, channels_of(model), 64, 64)))
         return features, [f'map{i}' for i in range(count)]
     if scope == 'mmpretrain':
         return Classifier(model), ['logits']
-    return (Labels(Segmentor(model)), ['labels']) if args.argmax else (Segmentor(model), ['logits'])
+    return (Labels(model), ['labels']) if args.argmax else (Segmentor(model), ['logits'])
 
 
 def describe(cfg: Config, checkpoint: dict[str, Any]) -> dict[str, str]:

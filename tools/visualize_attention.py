@@ -7,7 +7,7 @@
   saturation.png              the same from each layer to the next, as a curve
   diagonality.png             the two terms of the diagonality-preserving loss, layer by layer
   transforms.png              distance of each Theta and Psi from the identity
-  transforms_stageM.png       what they add to the identity
+  transforms_stageM.png       what they add to the identity; of a second model, ..._second.png
   attention.json              the numbers
 
 Attention lives in windows: a frame shows the one that the pixel is in. docs/attention.md says how
@@ -35,6 +35,7 @@ from mmlavit.cli.arguments import check_device, check_out
 from mmlavit.cli.launch import LineParser, read_config, run_tool
 from mmlavit.cli.overrides import OverrideAction
 from mmlavit.errors import UserError
+from mmlavit.models import LessAttention
 from mmlavit.visualization.attention_figures import draw_reports
 from mmlavit.visualization.attention_maps import LayerAttention, collect_attention, find_backbone
 from mmlavit.visualization.attention_point_figure import draw_attention
@@ -55,6 +56,7 @@ class Model(NamedTuple):
     layers: list[LayerAttention]
     geometry: ImageGeometry
     report: AttentionReport
+    less_attention: bool  # in any layer, looked at or not
 
 
 def build_parser() -> LineParser:
@@ -190,7 +192,9 @@ def look_at(
     if not layers:
         raise UserError(f'--stages: the LaViT of {config} has {len(backbone.stages)} stages')
     geometry = ImageGeometry.of_sample(meta)
-    return Model(config, checkpoint, layers, geometry, measure_attention(backbone, layers))
+    report = measure_attention(backbone, layers)
+    less = any(isinstance(module, LessAttention) for module in backbone.modules())
+    return Model(config, checkpoint, layers, geometry, report, less)
 
 
 def model_input(inferencer: Any, path: Path) -> tuple[Tensor, dict[str, Any]]:
@@ -250,7 +254,7 @@ def labels_of(models: Sequence[Model]) -> list[str]:
         models: One or two.
     """
     choices = (
-        ['LaViT' if 'LA' in model.report.kinds.values() else 'all-VA' for model in models],
+        ['LaViT' if model.less_attention else 'all-VA' for model in models],
         [Path(model.config).stem for model in models],
         [Path(model.checkpoint).stem for model in models],
         [f'model {i}' for i, _ in enumerate(models, start=1)],

@@ -8,6 +8,8 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmlavit.apis.images import channels_of
+from mmlavit.errors import UserError
 from mmlavit.models.layers import (
     AttentionResidual,
     ConvFFN,
@@ -29,6 +31,8 @@ LAYERS: dict[str, type[nn.Module]] = {
 }
 # Containers whose children are listed one by one.
 CONTAINERS = ('roi_head',)
+# No image passes these after training.
+TRAINING_ONLY = {'auxiliary_head'}
 
 
 class Count(NamedTuple):
@@ -82,12 +86,22 @@ def assumed_rois(model: Any) -> tuple[int, int] | None:
         model: A model of the toolboxes.
 
     Returns:
-        The most that its config lets through to the box heads and to the mask heads, None for a
-        model without such heads.
+        The most that its config lets through to the box heads and to the mask heads, if any, None
+        for a model without RoI heads.
+
+    Raises:
+        UserError: If the config does not say.
     """
-    if getattr(model, 'roi_head', None) is None:
+    roi_head = getattr(model, 'roi_head', None)
+    if roi_head is None:
         return None
-    return model.test_cfg.rpn.max_per_img, model.test_cfg.rcnn.max_per_img
+    counts: list[Any] = [(model.test_cfg.get(k) or {}).get('max_per_img') for k in ('rpn', 'rcnn')]
+    if None in counts:
+        raise UserError(
+            'model.test_cfg: rpn.max_per_img and rcnn.max_per_img must be set, which say how many '
+            'regions are counted'
+        )
+    return counts[0], counts[1] if roi_head.with_mask else 0
 
 
 def count_complexity(model: nn.Module, shape: tuple[int, int]) -> dict[str, Count]:
@@ -104,16 +118,16 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> dict[str, Coun
     Returns:
         The cost of each part, in the order of the data; parts that an image does not pass, such as
         an auxiliary head, have no multiply-adds.
+
+    Raises:
+        UserError: If the model has parts whose cost is not known, or cannot run on such an image.
     """
     model = revert_sync_batchnorm(model).to('meta').eval()
-    probe = Inference(model)
     parts = _parts(model)
+    counter = _probe(model, shape, set(parts.values()))
     counts = {part: [0, 0] for part in (*LAYERS, *parts.values())}
     for name, parameter in model.named_parameters():
         counts[_part_of(name, parts)][0] += parameter.numel()
-    channels = getattr(model.backbone, 'in_channels', 3)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        probe(torch.empty(1, channels, *shape, device='meta'))
     flops = {
         name.removeprefix('Inference.model.'): sum(ops.values())
         for name, ops in counter.get_flop_counts().items()
@@ -128,6 +142,40 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> dict[str, Coun
     assert sum(c[1] for c in counts.values()) == total, 'a part is missing'
     found = {part: Count(params, flops // 2) for part, (params, flops) in counts.items()}
     return {part: count for part, count in found.items() if any(count)}
+
+
+def _probe(model: Any, shape: tuple[int, int], parts: set[str]) -> FlopCounterMode:
+    """Run a model on an image, and see to it that all parts of it have been entered."""
+    kind, entered = type(model).__name__, set()
+    handles = [
+        module.register_forward_pre_hook(lambda module, args: entered.add(module))
+        for module in model.modules()
+    ]
+    image = torch.empty(1, channels_of(model), *shape, device='meta')
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            Inference(model)(image)
+    except UserError:
+        raise
+    except Exception as error:  # of whatever a model does with an image, or a head with maps
+        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+        raise UserError(
+            f'a {kind} cannot be counted on an image of {shape[0]}x{shape[1]}: {reason}'
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    unknown = [name for name, _ in model.named_parameters(recurse=False)]
+    for name, module in model.named_modules():
+        # the layers inside are the part's own affair
+        used = not entered.isdisjoint(module.modules())
+        if name in parts - TRAINING_ONLY and not used and any(True for _ in module.parameters()):
+            unknown.append(name)
+    if unknown:
+        raise UserError(
+            f'a {kind} cannot be counted: it is not known what {", ".join(unknown)} costs'
+        )
+    return counter
 
 
 def _parts(model: Any) -> dict[str, str]:

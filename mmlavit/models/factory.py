@@ -20,7 +20,7 @@ PREFIX = 'lavit_'
 HEAD = 'head.fc.'
 # Arguments of LaViT that mean something to a config only, or have another name here.
 REPLACED = {
-    'arch': 'model_name names the variant; LaViTFeatures and LaViTClassifier take an arch of your own',
+    'arch': 'model_name names it; LaViTFeatures and LaViTClassifier take one of your own',
     'in_channels': 'the argument is called in_chans',
     'init_cfg': 'name the file as checkpoint_path',
 }
@@ -172,7 +172,8 @@ def create_model(
         out_indices: Stages (0 to 3) whose maps a feature extractor returns, by default all.
         num_classes: Classes, 1000 by default; 0 for pooled features.
         in_chans: Channels of the image.
-        **kwargs: Other arguments of :class:`LaViT`, but for ``init_cfg``, such as ``drop_path_rate`` and ``window_size``.
+        **kwargs: Other arguments of :class:`LaViT`, such as ``drop_path_rate`` and
+            ``window_size``; not ``init_cfg``.
 
     Returns:
         A :class:`LaViTFeatures` or :class:`LaViTClassifier`, in training mode as any new module.

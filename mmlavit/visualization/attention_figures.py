@@ -21,7 +21,7 @@ Curve = Mapping[Place, float]
 
 
 def draw_reports(reports: Mapping[str, AttentionReport]) -> dict[str, Figure]:
-    """Draw what is measured over the layers, and the transforms of the first model.
+    """Draw what is measured over the layers, and the transforms.
 
     Args:
         reports: Of one or two models, by label.
@@ -42,19 +42,25 @@ def draw_reports(reports: Mapping[str, AttentionReport]) -> dict[str, Figure]:
         figures['similarity.png'] = _draw_similarity(
             {label: report.matrices for label, report in reports.items()}
         )
-    first = next(iter(reports.values()))
-    if first.theta:
-        distances = {r'$\Theta$': first.theta_distance, r'$\Psi$': first.psi_distance}
-        figures['transforms.png'] = _draw_curves({'distance from identity': distances}, {})
-    for stage in sorted({stage for stage, _ in first.theta}):
-        places = [place for place in first.theta if place[0] == stage]
-        deviations = {
-            r'$\Theta - I$': [first.theta[place] for place in places],
-            r'$\Psi - I$': [first.psi[place] for place in places],
+    less = {label: report for label, report in reports.items() if report.theta}
+    if less:
+        distances = {
+            r'$\Theta$, distance from $I$': {
+                k: report.theta_distance for k, report in less.items()
+            },
+            r'$\Psi$, distance from $I$': {k: report.psi_distance for k, report in less.items()},
         }
-        figures[f'transforms_stage{stage}.png'] = _draw_transforms(
-            deviations, [layer for _, layer in places]
-        )
+        figures['transforms.png'] = _draw_curves(distances, {})
+    for suffix, report in zip(('', '_second'), reports.values(), strict=False):
+        for stage in sorted({stage for stage, _ in report.theta}):
+            places = [place for place in report.theta if place[0] == stage]
+            deviations = {
+                r'$\Theta - I$': [report.theta[place] for place in places],
+                r'$\Psi - I$': [report.psi[place] for place in places],
+            }
+            figures[f'transforms_stage{stage}{suffix}.png'] = _draw_transforms(
+                deviations, [layer for _, layer in places]
+            )
     return figures
 
 

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from mmlavit.errors import UserError
 from mmlavit.models import LaViT, LessAttention
 from mmlavit.registry import HOOKS
 from mmlavit.visualization.attention_maps import (
@@ -50,11 +51,11 @@ class DiagonalityHook(Hook):
         interval: Iterations from one measurement to the next.
 
     Raises:
-        ValueError: If ``interval`` is below 1.
+        ValueError: If ``interval`` is no whole number or below 1.
     """
 
     def __init__(self, interval: int = 100) -> None:
-        if interval < 1:
+        if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
             raise ValueError(f'interval={interval!r}: expected a whole number of at least 1')
         self.interval = interval
         self._backbone: LaViT | None = None
@@ -69,8 +70,15 @@ class DiagonalityHook(Hook):
             runner: The runner that trains.
 
         Raises:
-            UserError: If the model has no LaViT.
+            UserError: If the model has no LaViT, or is compiled, as code that was compiled before
+                calls nothing that is attached later.
         """
+        compiled = runner.cfg.get('compile')
+        if compiled is not None and compiled is not False:  # {} compiles too
+            raise UserError(
+                f'compile={compiled!r}: DiagonalityHook does not see into a compiled model; remove '
+                'the hook from custom_hooks, or set compile=False'
+            )
         self._backbone = find_backbone(runner.model)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:

@@ -1,0 +1,77 @@
+"""The hook that logs what becomes of the attention."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, load_tool
+
+from mmlavit import config_path
+from mmlavit.engine import DiagonalityHook
+
+TRAIN = load_tool('train')
+
+
+def write_config(shapes: Path, more: str) -> None:
+    """Six iterations in run.py, with the hook at every third."""
+    Path('run.py').write_text(
+        f'_base_ = {config_path("lavit-nano_shapes-cls.py")!r}\n'
+        "custom_hooks = [dict(type='mmlavit.DiagonalityHook', interval=3)]\n"
+        'train_cfg = dict(max_epochs=2, val_interval=9)\n'
+        f'data = dict(data_root={str(shapes / "classification")!r})\n'
+        'train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False,\n'
+        '                        dataset=data)\n'
+        'val_dataloader = dict(dataset=data)\n'
+        'default_hooks = dict(logger=dict(interval=1))\n' + more
+    )
+
+
+@pytest.mark.parametrize('interval', [0, 1.5, True, '3'])
+def test_interval_is_a_whole_number(interval: object) -> None:
+    """The message names the value."""
+    with pytest.raises(ValueError, match=f'interval={interval!r}: expected a whole number'):
+        DiagonalityHook(interval=interval)
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_hook_logs_scalars_in_a_real_run(
+    empty_directory: Path, shapes: Path, with_cp: bool, capsys
+):
+    """Every 3rd of 6 iterations, to scalars.json and not into the log's lines, under AMP too."""
+    write_config(shapes, f'model = dict(backbone=dict(with_cp={with_cp}))\n')
+    TRAIN.main(['run.py', '--work-dir', 'run', '--no-validate', *(['--amp'] * with_cp)])
+    (path,) = Path('run').rglob('scalars.json')
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    logged = [line for line in lines if any(key.startswith('attention/') for key in line)]
+    assert [line.pop('step') for line in logged] == [3, 6]
+    everywhere, middle = (
+        ('diagonality', 'symmetry'),
+        ('saturation', 'theta_distance', 'psi_distance'),
+    )
+    names = {f'attention/stage{m}/{name}' for m in (1, 2, 3, 4) for name in everywhere}
+    names |= {f'attention/stage{m}/{name}' for m in (2, 3) for name in middle}
+    weights = torch.load('run/epoch_2.pth', weights_only=False)['state_dict']
+    for line in logged:
+        assert set(line) == names
+        assert all(np.isfinite(value) for value in line.values())
+        assert all(0.5 < line[f'attention/stage{m}/saturation'] <= 1.0001 for m in (2, 3))
+    for m in (2, 3):
+        for name in ('theta', 'psi'):
+            moved = weights[f'backbone.stages.{m - 1}.blocks.1.attn.{name}'].norm() / 7
+            assert logged[1][f'attention/stage{m}/{name}_distance'] == pytest.approx(float(moved))
+            assert moved > 0
+    assert 'Epoch(train) [2][3/3]' in (printed := capsys.readouterr().out)
+    assert 'attention/' not in printed.partition('Epoch(train)')[2]
+
+
+@pytest.mark.parametrize('value', ['True', 'dict()', "dict(backend='eager')"])
+def test_a_compiled_model_is_refused(
+    empty_directory: Path, shapes: Path, fails: Run, value: str
+) -> None:
+    """Before the first iteration, and not by silence."""
+    write_config(shapes, f'compile = {value}\n')
+    message = fails(TRAIN, 'run.py', '--work-dir', 'run', '--no-validate')
+    assert 'DiagonalityHook does not see into a compiled model' in message
+    assert not list(Path('run').glob('*.pth'))
