@@ -1,4 +1,4 @@
-"""The variants of LaViT: channels, depths and kinds of attention (docs/paper_to_code.md, 9)."""
+"""The variants of LaViT (docs/paper_to_code.md, decision 9)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ class Arch(NamedTuple):
 
 ARCHS = {
     # nano serves the quick start and the tests. The others reach the paper's parameters and
-    # multiply-adds at 224x224 with a 1000-way head within 3 % (docs/paper_to_code.md, 9).
+    # multiply-adds at 224x224 with a 1000-way head within 3 % (docs/paper_to_code.md, decision 9).
     'nano': Arch((32, 64, 128, 256), (1, 2, 2, 1), (1, 1, 1, 1), head_width=32),
     'tiny': Arch((64, 128, 320, 512), (1, 2, 3, 2), (1, 1, 1, 1)),  # paper: 10.9 M, 1.6 G
     'small': Arch((64, 128, 320, 640), (3, 4, 6, 3), (1, 1, 2, 1)),  # paper: 22.4 M, 3.3 G

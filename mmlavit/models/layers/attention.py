@@ -158,7 +158,7 @@ class LessAttention(nn.Module):
         return self.proj(merge(out, self.window, (x.shape[1], x.shape[2]))), logits
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Resize the transforms of another window size (docs/paper_to_code.md, row 1)."""
+        """Resize the transforms of another window size (docs/paper_to_code.md, decision 1)."""
         for key in (prefix + 'theta', prefix + 'psi'):
             weight = state_dict.get(key)
             if weight is not None and weight.shape != self.theta.shape:

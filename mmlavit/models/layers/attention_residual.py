@@ -11,7 +11,7 @@ class AttentionResidual(nn.Module):
     """Downsample attention logits to the next stage's map: ``LS(Conv1x1(Norm(DWConv(A))))``.
 
     The depthwise convolution runs on the query grid and on the key grid of the whole map at once,
-    kernel 2, stride 2 (paper, eq. 6; docs/paper_to_code.md, row 4)::
+    kernel 2, stride 2 (paper, eq. 6; docs/paper_to_code.md, decision 4)::
 
         R(i, j) = sum over a, b in {0, 1}^2 of K(a, b) A(2i + a, 2j + b)
 

@@ -1,4 +1,4 @@
-"""Feed-forward network with a depthwise convolution (docs/paper_to_code.md, row 8)."""
+"""Feed-forward network with a depthwise convolution (docs/paper_to_code.md, decision 8)."""
 
 import torch
 import torch.nn.functional as F

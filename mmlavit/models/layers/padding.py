@@ -1,4 +1,4 @@
-"""Images of several sizes in one batch: which pixels are padding (docs/paper_to_code.md, 10)."""
+"""Which pixels of a batch are padding (docs/paper_to_code.md, decision 10)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Carry a window transform over to another window size (docs/paper_to_code.md, row 1)."""
+"""Carry a window transform over to another window size (docs/paper_to_code.md, decision 1)."""
 
 from math import isqrt
 

@@ -1,4 +1,4 @@
-"""Non-overlapping square windows over a channels-last map (docs/paper_to_code.md, row 1)."""
+"""Non-overlapping square windows over a channels-last map (docs/paper_to_code.md, decision 1)."""
 
 import torch
 import torch.nn.functional as F
