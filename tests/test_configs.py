@@ -229,6 +229,14 @@ def test_imagenet_recipe(path):
     assert all('eta_min' not in scheduler for scheduler in cfg.param_scheduler)
 
 
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_upstream_tools_may_scale_the_learning_rate(path):
+    """mmdet's and mmseg's --auto-scale-lr want the key that they switch; mmpretrain's does not."""
+    cfg = Config.fromfile(ROOT / path)
+    assert cfg.auto_scale_lr.base_batch_size
+    assert cfg.default_scope == 'mmpretrain' or cfg.auto_scale_lr.enable is False
+
+
 UPSTREAM = {
     mmpretrain: ('lavit-nano_shapes-cls.py', 'classification', 'accuracy/top1'),
     mmdet: ('mask-rcnn_lavit-nano_shapes.py', 'coco', 'coco/bbox_mAP'),

@@ -73,7 +73,7 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-auto_scale_lr = dict(base_batch_size=32)
+auto_scale_lr = dict(enable=False, base_batch_size=32)
 
 custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]
 default_hooks = dict(

@@ -16,7 +16,8 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-# --tta: six scales, each as it is and flipped
+# --tta: six scales, each as it is and flipped. As in mmseg's configs, the scales are ratios of the
+# original image, not of the 512 pixels that it is tested at otherwise.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
