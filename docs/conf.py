@@ -1,9 +1,5 @@
 """Sphinx builds the site of this folder: `make docs`."""
 
-import re
-
-from sphinx.application import Sphinx
-
 from mmlavit import __version__
 
 project = 'mmlavit'
@@ -31,13 +27,3 @@ autodoc_typehints_format = 'short'
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-
-
-def setup(app: Sphinx) -> None:
-    """Lead links to the README, which the site does not have, to the site's front page."""
-
-    def replace_readme(app: Sphinx, name: str, source: list[str]) -> None:
-        up = '../' * name.count('/')
-        source[0] = re.sub(r'(?<=\]\()(\.\./)+README\.md(#[\w-]+)?', f'{up}index.md', source[0])
-
-    app.connect('source-read', replace_readme)

@@ -8,19 +8,26 @@ import ast
 import contextlib
 import io
 import os
+import pkgutil
 import re
 import runpy
 import subprocess
 import sys
+import zlib
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from inspect import isclass, isfunction
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from conftest import forget_runs
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import HOOKS, MODELS, init_default_scope
+
+import mmlavit
+from mmlavit.shipped import CONFIGS, config_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -37,6 +44,8 @@ COMMAND = re.compile(
     r'(?:(?:python|bash) (?:tools|benchmarks)/|python -m mmlavit )(\w+)(?:\.py|\.sh)?\b'
     r'((?:\\\n|[^\n`|#])*)'
 )
+CHECKPOINT = re.compile(r'([\w.-]+)/(epoch|iter)_(\d+)\.pth')
+ASSIGNMENT = re.compile(r'(?:^|(?<= ))(\w+)=([^\s$]+)(?=[\s])', re.MULTILINE)
 OPTION = re.compile(r'(?<![\w-])--[a-z][\w-]*')
 
 
@@ -126,6 +135,28 @@ def test_commands_have_their_options(page: Path) -> None:
     assert not unknown
 
 
+@pytest.mark.parametrize('page', PAGES, ids=name)
+def test_checkpoints_are_the_last_of_their_config(page: Path) -> None:
+    """A page names the file that training with the config of that name leaves at its end."""
+    configs = {Path(path).stem: path for path in config_names()}
+    for folder, unit, number in CHECKPOINT.findall(page.read_text('utf-8')):
+        if folder in configs:
+            cfg = Config.fromfile(CONFIGS / configs[folder])
+            assert int(number) == cfg.train_cfg[f'max_{unit}s'], f'{folder}/{unit}_{number}.pth'
+
+
+@pytest.mark.parametrize('block', [b for b in BLOCKS if b.language == 'bash'], ids=name)
+def test_shell_blocks_name_configs_and_scripts_that_exist(block: Block) -> None:
+    """As a path in the checkout, by the name of a shipped config, or a config of the same page."""
+    text = block.text
+    for variable, value in ASSIGNMENT.findall(text):
+        text = text.replace(f'${variable}', value)
+    shipped = {Path(path).name for path in config_names()}
+    own = set(re.findall(r'^# (\w+\.py)$', block.page.read_text('utf-8'), re.MULTILINE))
+    named = re.findall(r'[\w./$-]+\.py\b', text)
+    assert not [path for path in named if path not in shipped | own and not (ROOT / path).exists()]
+
+
 @pytest.mark.parametrize('block', PYTHON_BLOCKS, ids=name)
 def test_python_is_python(block: Block) -> None:
     """A Python block is at least valid syntax."""
@@ -141,7 +172,7 @@ def test_program_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize('block', [b for b in PYTHON_BLOCKS if b.mark == 'config'], ids=name)
 def test_config_builds_its_model(block: Block, tmp_path: Path) -> None:
-    """A block marked as a config can be read from the root of a checkout, and its model built."""
+    """A block marked as a config is read in the root of a checkout; model and hooks are built."""
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     path = tmp_path / 'config.py'
     path.write_text(block.text)
@@ -150,6 +181,8 @@ def test_config_builds_its_model(block: Block, tmp_path: Path) -> None:
         cfg = Config.fromfile(path)
         init_default_scope(cfg.default_scope)
         MODELS.build(cfg.model)
+        for hook in cfg.get('custom_hooks') or []:
+            HOOKS.build(hook)
     finally:
         forget_runs()
 
@@ -162,22 +195,51 @@ def test_every_mark_is_known() -> None:
     assert len(marks) == sum(bool(block.mark) for block in PYTHON_BLOCKS)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec('sphinx') is None, reason='Sphinx is not installed: make setup')
-def test_site_builds_without_a_warning_and_without_a_network(tmp_path: Path) -> None:
-    """Every page is in the navigation, every reference resolves, and pages fetch nothing."""
+@pytest.fixture(scope='module')
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages as a site, built without a warning and without a network."""
+    folder = tmp_path_factory.mktemp('site')
     nowhere = dict.fromkeys(('http_proxy', 'https_proxy', 'all_proxy'), 'http://127.0.0.1:9')
-    site = tmp_path / 'site'
     build = subprocess.run(
         [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q']
-        + ['-d', str(tmp_path / 'doctrees'), str(ROOT / 'docs'), str(site)],
+        + ['-d', str(folder / 'doctrees'), str(ROOT / 'docs'), str(folder / 'site')],
         env=os.environ | nowhere,
         capture_output=True,
         text=True,
     )
     assert build.returncode == 0, build.stderr
+    return folder / 'site'
+
+
+needs_sphinx = pytest.mark.skipif(
+    find_spec('sphinx') is None, reason='Sphinx is not installed: make setup'
+)
+
+
+@pytest.mark.slow
+@needs_sphinx
+def test_site_has_every_page_and_fetches_nothing(site: Path) -> None:
+    """Every page is in the navigation, every reference resolves, and pages are complete."""
     fetched = re.compile(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*"')
     html = {page: page.read_text('utf-8') for page in site.rglob('*.html')}
     assert {p.with_suffix('').name for p in (ROOT / 'docs').rglob('*.md')} <= {p.stem for p in html}
     assert not [found for text in html.values() for found in fetched.findall(text)]
     assert 'LessAttention' in html[site / 'api/models.html']
+
+
+@pytest.mark.slow
+@needs_sphinx
+def test_reference_has_every_public_name(site: Path) -> None:
+    """Functions and classes of each ``__all__``; checks and cli are the tools' own."""
+    inventory = (site / 'objects.inv').read_bytes().split(b'\n', 4)[4]
+    entries = re.findall(r'^(\S+) py:', zlib.decompress(inventory).decode(), re.MULTILINE)
+    documented = {entry.rpartition('.')[2] for entry in entries if entry.startswith('mmlavit.')}
+    missing = []
+    for module in pkgutil.walk_packages(mmlavit.__path__, 'mmlavit.'):
+        if not re.match(r'mmlavit\.(checks|cli|__main__)\b', module.name):
+            code = import_module(module.name)
+            public = {name: getattr(code, name) for name in getattr(code, '__all__', [])}
+            objects = {n for n, value in public.items() if isclass(value) or isfunction(value)}
+            missing += [f'{module.name}.{name}' for name in sorted(objects - documented)]
+    assert not missing
+    assert {'mmlavit.create_model', 'mmlavit.list_models', 'mmlavit.config_path'} <= set(entries)

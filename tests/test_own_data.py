@@ -1,6 +1,5 @@
 """The configs of docs/your_own_data.md, letter by letter, on small data of their kind."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -9,11 +8,8 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, forget_runs, load_tool
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 
 PAGE = ROOT / 'docs/your_own_data.md'
 CONFIGS = dict(re.findall(r'^```python\n# (\w+\.py)\n(.*?)^```', PAGE.read_text(), re.M | re.S))
@@ -56,11 +52,7 @@ SEGMENTATION = [
 ]
 
 
-def tool(name):
-    spec = importlib.util.spec_from_file_location(f'own_{name}', ROOT / f'tools/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+TOOLS = {name: load_tool(name) for name in ('train', 'test')}
 
 
 @pytest.fixture(scope='module')
@@ -93,14 +85,13 @@ def isolated(checkout, monkeypatch):
     monkeypatch.chdir(checkout)
     monkeypatch.setenv('LOCAL_RANK', '0')
     yield
-    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer):
-        manager._instance_dict.clear()
+    forget_runs()
 
 
 def stops(capsys, name, *argv):
     """The one line with which a tool stops."""
     with pytest.raises(SystemExit) as exit_info:
-        tool(name)(argv)
+        TOOLS[name].main(argv)
     assert exit_info.value.code == 2
     error = capsys.readouterr().err
     return error[error.index('error: ') + 7 :].strip()
@@ -117,13 +108,13 @@ def test_config_of_the_page_trains_and_evaluates(
     name, options, checkpoint, metric, classes, capsys
 ):
     """The block trains a step, validates, and its checkpoint evaluates to a finite number."""
-    tool('train')([name, '--cfg-options', *options])
+    TOOLS['train'].main([name, '--cfg-options', *options])
     assert f'{metric}: ' in capsys.readouterr().out
     path = f'work_dirs/{Path(name).stem}/{checkpoint}'
     meta = torch.load(path, weights_only=False)['meta']
     assert meta['iter'] == 1
     assert list(meta['dataset_meta']['classes']) == classes.split()
-    tool('test')([name, path, '--cfg-options', *options])
+    TOOLS['test'].main([name, path, '--cfg-options', *options])
     report = Path(capsys.readouterr().out.rpartition('Metrics: ')[2].strip())
     assert 0 <= json.loads(report.read_text())[metric] <= 100
 

@@ -133,7 +133,7 @@ def test_every_shipped_config_is_read_from_an_empty_directory(python: Path, tmp_
 
 
 def test_quick_start_from_an_empty_directory(python: Path, tmp_path: Path) -> None:
-    """Make Shapes, train, test, and inherit from a shipped config with upstream's own tool."""
+    """Make Shapes, train and test, transfer, and inherit from a config with upstream's own tool."""
     site = python.parents[1]
     before = files_of(site)
     mmlavit = (python, '-m', 'mmlavit')
@@ -144,6 +144,19 @@ def test_quick_start_from_an_empty_directory(python: Path, tmp_path: Path) -> No
     assert 'loss_dp' in run(*mmlavit, 'train', config, *options, cwd=tmp_path)
     checkpoint = tmp_path / 'work_dirs/lavit-nano_shapes-cls/epoch_1.pth'
     assert 'accuracy/top1' in run(*mmlavit, 'test', config, checkpoint, cwd=tmp_path)
+
+    start = f'model.backbone.init_cfg.checkpoint={checkpoint}'
+    log = 'default_hooks.logger.interval=1'
+    for name, last, step, loss in (
+        ('mask-rcnn_lavit-nano_shapes', 'epoch_1.pth', 'train_cfg.max_epochs=1', 'loss_mask'),
+        ('upernet_lavit-nano_shapes', 'iter_1.pth', 'train_cfg.max_iters=1', 'decode.loss_ce'),
+    ):
+        options = ('--no-validate', '--cfg-options', start, step, log)
+        if name.startswith('upernet'):
+            options += ('default_hooks.checkpoint.interval=1', 'train_dataloader.batch_size=2')
+        trained = run(*mmlavit, 'train', f'{name}.py', *options, cwd=tmp_path)
+        assert f'{loss}: ' in trained
+        assert (tmp_path / 'work_dirs' / name / last).is_file()
 
     (tmp_path / 'mine.py').write_text(OWN_CONFIG)
     upstream = Path(mmpretrain.__file__).parent / '.mim/tools/test.py'
