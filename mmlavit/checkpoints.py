@@ -3,7 +3,7 @@
 import io
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
@@ -22,7 +22,13 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from mmlavit.errors import UnsafeCheckpointError, UserError
 
-__all__ = ['check_checkpoint', 'load_checkpoint', 'read_checkpoint', 'safe_loading']
+__all__ = [
+    'check_checkpoint',
+    'load_checkpoint',
+    'read_checkpoint',
+    'safe_loading',
+    'state_dict_of',
+]
 
 # Whether an enclosing `safe_loading` has decided how this run loads.
 _decided: ContextVar[bool] = ContextVar('decided', default=False)
@@ -99,6 +105,16 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         keys = ', '.join(map(str, list(checkpoint)[:10])) or '(none)'
         raise UserError(f'checkpoint {path!r} has no state_dict: found a dict with the keys {keys}')
     return checkpoint
+
+
+def state_dict_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of a checkpoint, by the names that they have in a model that is not wrapped.
+
+    Args:
+        content: What a file holds: an entry ``state_dict``, or the weights themselves.
+    """
+    state = content.get('state_dict', content)
+    return {str(key).removeprefix('module.'): value for key, value in state.items()}
 
 
 def check_checkpoint(path: str, name: str = 'checkpoint') -> None:

@@ -124,6 +124,29 @@ def test_each_required_package_has_a_tested_version_inside_its_bounds() -> None:
         assert doctor.check_version(name, tested[name], tested[name], bounds).level == 'ok'
 
 
+def test_constraints_with_a_marker_count_where_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that the marker excludes for this Python is no tested one."""
+    (tmp_path / 'requirements').mkdir()
+    (tmp_path / 'requirements/constraints.txt').write_text(
+        '# all\na==1.0\nb.b==2.0 ; python_version >= "3.10"\nc==3.0 ; python_version < "3.10"\n'
+    )
+    monkeypatch.setattr(doctor, 'ROOT', tmp_path)
+    assert doctor.tested_versions() == {'a': '1.0', 'b.b': '2.0'}
+
+
+def test_another_version_of_a_constraint_with_a_marker_warns(tmp_path: Path) -> None:
+    """SciPy, of which no requirement file speaks, differs from the tested one."""
+    folder = tmp_path / 'scipy-1.0.0.dist-info'
+    folder.mkdir()
+    folder.joinpath('METADATA').write_text('Metadata-Version: 2.1\nName: scipy\nVersion: 1.0.0')
+    code, findings = run_doctor('versions', cwd=tmp_path, pythonpath=tmp_path)
+    assert code == 0
+    (line,) = [line for line in findings if 'scipy' in line]
+    assert line.startswith('WARN  scipy 1.0.0 (tested ')
+
+
 @pytest.mark.parametrize(('found', 'level'), [('3.11.2', 'ok'), ('3.10.0', 'warn')])
 def test_other_pythons_warn(found: str, level: str) -> None:
     """The micro version does not matter."""

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from conftest import ROOT
+from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.runner import load_checkpoint
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import load_checkpoint, save_checkpoint
 
 from mmlavit.errors import UserError
 from mmlavit.models import LaViT
@@ -177,6 +180,52 @@ def test_any_other_difference_stops_with_the_keys(tmp_path, breakage, message):
     torch.save(content, tmp_path / 'a.pth')
     with pytest.raises(UserError, match=message):
         dense(tmp_path / 'a.pth')
+
+
+def test_checkpoint_of_another_backbone_is_refused(tmp_path):
+    """A classifier with ResNet has keys of the same prefix."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(
+            dict(
+                type='ImageClassifier',
+                backbone=dict(type='ResNet', depth=18),
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', num_classes=3, in_channels=512),
+            )
+        )
+    save_checkpoint({'meta': {}, 'state_dict': model.state_dict()}, str(tmp_path / 'resnet.pth'))
+    with pytest.raises(UserError) as error:
+        dense(tmp_path / 'resnet.pth')
+    first, missing, foreign = str(error.value).splitlines()
+    assert first == f'{tmp_path / "resnet.pth"} does not fit LaViT:'
+    assert 'missing from the file' in missing and 'stages.0.embed.proj.weight' in missing
+    assert 'not in the model' in foreign and 'conv1.weight' in foreign and 'bn1.weight' in foreign
+
+
+def test_a_detector_hands_on_its_backbone(tmp_path, messages):
+    """Its LaViT is complete, and what else it has is named; one with a ResNet is refused."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        cfg = Config.fromfile(ROOT / 'configs/shapes/retinanet_lavit-nano_shapes.py')
+        cfg.model.backbone.init_cfg = None
+        ours = MODELS.build(cfg.model)
+        theirs = Config.fromfile('mmdet::_base_/models/retinanet_r50_fpn.py')
+        theirs.model.backbone.init_cfg = None
+        theirs = MODELS.build(theirs.model)
+    for name, model in (('ours', ours), ('theirs', theirs)):
+        content = {'meta': {}, 'state_dict': model.state_dict()}
+        save_checkpoint(content, str(tmp_path / f'{name}.pth'))
+    init = {'type': 'Pretrained', 'prefix': 'backbone.'}
+    model = LaViT('nano', init_cfg={**init, 'checkpoint': str(tmp_path / 'ours.pth')})
+    model.init_weights()
+    assert torch.equal(model.norm3.weight, ours.backbone.norm3.weight)
+    state, own = model.state_dict(), ours.backbone.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in own.items())
+    said = '\n'.join(messages)
+    assert f'loaded {len(own)}/{len(own)} backbone tensors' in said
+    assert 'left out, not part of this backbone' in said and 'neck.lateral_convs.0' in said
+    model = LaViT('nano', init_cfg={**init, 'checkpoint': str(tmp_path / 'theirs.pth')})
+    with pytest.raises(UserError, match='does not fit LaViT:\n  missing from the file: .*stages'):
+        model.init_weights()
 
 
 def test_another_size_of_the_model_is_refused(tmp_path):

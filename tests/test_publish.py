@@ -1,22 +1,18 @@
 """tools/publish_model.py: slim files that testing, inferencers and transfer accept."""
 
 import hashlib
-import importlib.util
+import json
 import pickle
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, forget_runs, load_tool
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 from mmpretrain.apis import ImageClassificationInferencer
 from mmseg.apis import MMSegInferencer
 
@@ -28,25 +24,13 @@ CONFIGS = {
     'det': 'mask-rcnn_lavit-nano_shapes',
     'seg': 'upernet_lavit-nano_shapes',
 }
+METRICS = {'cls': 'accuracy/top1', 'det': 'coco/bbox_mAP', 'seg': 'mIoU'}
 DATA = {'cls': 'classification', 'det': 'coco', 'seg': 'ade20k'}
 
 Run = Callable[..., str]
 
 
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / f'tools/{name}.py')
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 PUBLISH, TEST = load_tool('publish_model'), load_tool('test')
-
-
-def clear_managers() -> None:
-    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer):
-        manager._instance_dict.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +39,7 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
     yield
-    clear_managers()
+    forget_runs()
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +62,7 @@ def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         cfg.train_dataloader.dataset.data_root = str(shapes / DATA[task])
         build_runner(cfg).train()
         files[task] = root / task / 'iter_2.pth'
-        clear_managers()
+        forget_runs()
     return files
 
 
@@ -174,22 +158,34 @@ def test_views_do_not_carry_their_storage(run: Run) -> None:
     assert torch.equal(load(published('out'))['state_dict']['w'], large[:10])
 
 
+@pytest.mark.parametrize('task', CONFIGS)
 def test_testing_accepts_it(
-    trained: dict[str, Path], run: Run, shapes: Path, capsys: pytest.CaptureFixture[str]
+    task: str,
+    trained: dict[str, Path],
+    run: Run,
+    shapes: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """tools/test.py, which compares every key, gives the metrics of the checkpoint."""
-    run(trained['cls'], '--out', 'out')
-    config = str(ROOT / f'configs/shapes/{CONFIGS["cls"]}.py')
+    run(trained[task], '--out', 'out')
+    config = str(ROOT / f'configs/shapes/{CONFIGS[task]}.py')
     options = [
-        f'test_dataloader.dataset.data_root={shapes / "classification"}',
+        f'test_dataloader.dataset.data_root={shapes / DATA[task]}',
         'test_dataloader.num_workers=0',
         'test_dataloader.persistent_workers=False',
     ]
+    if task == 'det':
+        file = shapes / 'coco/annotations/instances_val2017.json'
+        # two iterations find nothing that is sure
+        options += [f'test_evaluator.ann_file={file}', 'model.test_cfg.rcnn.score_thr=0.0']
     found = []
-    for path in (trained['cls'], published('out')):
-        TEST.main([config, str(path), '--cfg-options', *options])
-        found += re.findall(r'accuracy/top1: ([\d.]+)', capsys.readouterr().out)
-    assert len(found) == 2
+    for name, path in (('before', trained[task]), ('after', published('out'))):
+        metrics = ('--out', f'{name}.json', '--out-item', 'metrics')
+        TEST.main([config, str(path), *metrics, '--cfg-options', *options])
+        capsys.readouterr()
+        forget_runs()
+        found.append(json.loads(Path(f'{name}.json').read_text()))
+    assert METRICS[task] in found[0]
     assert found[0] == found[1]
 
 

@@ -25,11 +25,13 @@ from mmlavit.checkpoints import load_checkpoint, safe_loading
 from mmlavit.cli.launch import build_runner
 from mmlavit.errors import UserError
 from mmlavit.models import LaViT
+from mmlavit.models.factory import create_model
 
 pytestmark = pytest.mark.usefixtures('isolated')
 
 TRAIN, TEST, CHECK = load_tool('train'), load_tool('test'), load_tool('check')
 PREDICT, PUBLISH = load_tool('predict'), load_tool('publish_model')
+EXPORT, VISUALIZE = load_tool('export_onnx'), load_tool('visualize_attention')
 
 LAVIT = """
 _base_ = 'cls.py'
@@ -57,14 +59,20 @@ class Entry(NamedTuple):
     argv: tuple[str, ...]
 
 
+IMAGES = 'shapes/classification/val'
 ENTRIES = {
     'resume': Entry(TRAIN, ('lavit.py', '--resume', '{}')),
     'load_from': Entry(TRAIN, ('lavit.py', '--cfg-options', 'load_from={}')),
     'transfer': Entry(TRAIN, ('transfer.py',)),
     'transfer to ResNet': Entry(TRAIN, ('transfer_resnet.py',)),
     'test': Entry(TEST, ('lavit.py', '{}')),
-    'predict': Entry(PREDICT, ('lavit.py', '{}', 'shapes/classification/val', '--out', 'out')),
+    'predict': Entry(PREDICT, ('lavit.py', '{}', IMAGES, '--out', 'out')),
     'publish': Entry(PUBLISH, ('{}', '--out', 'out')),
+    'export': Entry(EXPORT, ('lavit.py', '{}', '--out', 'out/x.onnx', '--shape', '32', '32')),
+    'visualize': Entry(
+        VISUALIZE,
+        ('lavit.py', '{}', f'{IMAGES}/circle/00000000.png', '--out', 'out', '--stages', '4'),
+    ),
 }
 
 
@@ -288,12 +296,15 @@ def test_a_good_download_loads(server: str, trained: dict[str, Any]) -> None:
 
 
 def test_library_use_is_safe_and_leaves_mmengine_alone(trained: dict[str, Any]) -> None:
-    """Without a tool, the backbone and the runner refuse too; mmengine's loader stays as it was."""
+    """Without a tool, all that loads refuses too; mmengine's loader stays as it was."""
     upstream = mmengine_checkpoint._safe_torch_load, mmengine_checkpoint.load_url
     save_trap(trained, 'evil.pth', 'message_hub')
     init_cfg = dict(type='Pretrained', checkpoint='evil.pth', prefix='backbone.')
     with pytest.raises(UserError, match='cannot be read safely'):
         LaViT('nano', init_cfg=init_cfg).init_weights()
+    for options in (dict(features_only=True), dict(num_classes=3)):
+        with pytest.raises(UserError, match='cannot be read safely'):
+            create_model('lavit_nano', checkpoint_path='evil.pth', **options)
     cfg = Config.fromfile('lavit.py')
     cfg.update(work_dir='work_dirs/lavit', load_from='evil.pth', launcher='none')
     with pytest.raises(UserError, match='cannot be read safely'):

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import Run, load_tool, metrics_of, predictions
+from conftest import ROOT, Run, load_tool, metrics_of, predictions
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
 
 from mmlavit.errors import UserError
 
@@ -43,6 +46,60 @@ def test_default_tta_of_mmdet_flips_boxes_back() -> None:
     cfg.model.roi_head = dict(mask_head=dict(type='FCNMaskHead'))
     with pytest.raises(UserError, match='boxes only'):
         TEST.augment(cfg)
+
+
+def random_checkpoint(config: str) -> str:
+    """Save random weights of a config of the repository."""
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.init_cfg = None
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    model.init_weights()
+    path = f'{Path(config).stem}.pth'
+    torch.save({'state_dict': model.state_dict()}, path)
+    return path
+
+
+def shapes_options(layout: str) -> list[str]:
+    return [
+        f'test_dataloader.dataset.data_root=shapes/{layout}',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+    ]
+
+
+def test_tta_of_a_segmentor_uses_scales_and_flips(run: Run) -> None:
+    """--tta takes the pipeline of the config, and its masks have the size of the images."""
+    config = str(ROOT / 'configs/shapes/semantic-fpn_lavit-nano_shapes.py')
+    checkpoint, options = random_checkpoint(config), shapes_options('ade20k')
+    masks = {}
+    for name, argv in (('plain', ()), ('tta', ('--tta',))):
+        output = run(TEST, config, checkpoint, *argv, '--out', name, '--cfg-options', *options)
+        assert 0 <= metrics_of(output)['mIoU'] <= 100
+        masks[name] = [np.asarray(Image.open(path)) for path in sorted(Path(name).glob('*.png'))]
+    assert [mask.shape for mask in masks['tta']] == [(64, 64)] * 2
+    assert not np.array_equal(masks['plain'], masks['tta'])
+
+
+def test_tta_of_a_detector_flips(run: Run) -> None:
+    """RetinaNet has no augmentation of its own; boxes of the mirror image lie in the image."""
+    config = str(ROOT / 'configs/shapes/retinanet_lavit-nano_shapes.py')
+    checkpoint, options = random_checkpoint(config), shapes_options('coco')
+    options.append('model.test_cfg.score_thr=0.0')
+    file = 'shapes/coco/annotations/instances_val2017.json'
+    options.append(f'test_evaluator.ann_file={file}')
+    boxes = {}
+    for name, argv in (('plain', ()), ('tta', ('--tta',))):
+        out = f'{name}.pkl'
+        run(TEST, config, checkpoint, *argv, '--out', out, '--cfg-options', *options)
+        boxes[name] = [p['pred_instances']['bboxes'] for p in predictions(out)]
+        for found in boxes[name]:
+            assert len(found) and found.min() >= 0 and found.max() <= 64
+    assert any(
+        a.shape != b.shape or not torch.equal(a, b)
+        for a, b in zip(boxes['plain'], boxes['tta'], strict=True)
+    )
 
 
 def test_metrics_can_be_the_output(checkpoint: str, run: Run) -> None:

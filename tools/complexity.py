@@ -14,7 +14,6 @@ from mmengine.logging import MMLogger
 
 from mmlavit.apis.complexity import Count, assumed_rois, count_complexity
 from mmlavit.cli.launch import LineParser, read_config, run_tool
-from mmlavit.cli.overrides import OverrideAction
 from mmlavit.cli.plain_model import add_shape, build_plain_model, shape_of_image
 from mmlavit.errors import UserError
 from mmlavit.models import LaViT
@@ -38,13 +37,7 @@ def build_parser() -> LineParser:
         action='store_true',
         help='put the twin beside it that differs in less_attention, and the published figures',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=OverrideAction,
-        metavar='KEY=VALUE',
-        help='override keys of the config, as tools/test.py does',
-    )
+    parser.add_cfg_options()
     return parser
 
 

@@ -56,13 +56,25 @@ def rebuild_mmcv(tested: str) -> list[str]:
     return ['--no-cache-dir', '--force-reinstall', '--no-deps', f'onedl-mmcv=={tested}']
 
 
+def pins() -> list[tuple[str, str, str]]:
+    """Distribution, version and marker (or nothing) of each ``requirements/constraints.txt`` line.
+
+    Needs the standard library only.
+    """
+    text = (ROOT / 'requirements' / 'constraints.txt').read_text(encoding='utf-8')
+    return re.findall(r'^([\w.-]+)==(\S+)(?: *; *(.+))?$', text, flags=re.MULTILINE)
+
+
 def tested_versions() -> dict[str, str]:
     """Versions of ``requirements/constraints.txt`` by distribution name.
 
-    Lines with a marker are left out: the Pythons they exclude have no tested version.
+    Lines whose marker excludes this Python are left out: there is no tested version for it.
     """
-    text = (ROOT / 'requirements' / 'constraints.txt').read_text(encoding='utf-8')
-    return dict(re.findall(r'^([\w.-]+)==(\S+)$', text, flags=re.MULTILINE))
+    from packaging.markers import Marker
+
+    return {
+        name: version for name, version, marker in pins() if not marker or Marker(marker).evaluate()
+    }
 
 
 def required_bounds() -> dict[str, str]:

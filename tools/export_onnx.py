@@ -32,9 +32,8 @@ from torch import Tensor, nn
 from mmlavit.apis.images import channels_of
 from mmlavit.apis.onnx_export import ExportError, check_packages, export_onnx
 from mmlavit.atomic_backend import AtomicBackend
-from mmlavit.checkpoints import read_checkpoint
+from mmlavit.checkpoints import read_checkpoint, state_dict_of
 from mmlavit.cli.launch import LineParser, read_config, run_tool
-from mmlavit.cli.overrides import OverrideAction
 from mmlavit.cli.plain_model import add_shape, build_plain_model, shape_of_image
 from mmlavit.errors import UserError
 from mmlavit.models.key_differences import check_belongs
@@ -135,13 +134,7 @@ def build_parser() -> LineParser:
     parser.add_argument(
         '--argmax', action='store_true', help='return the class of each pixel; segmentors'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=OverrideAction,
-        metavar='KEY=VALUE',
-        help='override keys of the config, as tools/test.py does',
-    )
+    parser.add_cfg_options()
     parser.add_trust_checkpoint()
     return parser
 
@@ -164,8 +157,7 @@ def export(args: Namespace) -> None:
     checkpoint = read_checkpoint(args.checkpoint)
     model = build_plain_model(cfg)
     check_belongs(checkpoint, model, args.checkpoint)
-    state = {str(k).removeprefix('module.'): v for k, v in checkpoint['state_dict'].items()}
-    load_state_dict(model, state, strict=False, logger='silent')
+    load_state_dict(model, state_dict_of(checkpoint), strict=False, logger='silent')
     module, names = choose(revert_sync_batchnorm(model), args, cfg.default_scope)
     try:
         result = export_onnx(

@@ -40,7 +40,6 @@ from mmlavit.checkpoints import read_checkpoint
 from mmlavit.checks.image_files import find_images, read_image
 from mmlavit.cli.arguments import check_device, check_out
 from mmlavit.cli.launch import LineParser, read_config, run_tool
-from mmlavit.cli.overrides import OverrideAction
 from mmlavit.errors import UserError
 
 # What ends a run that is in order; any other error may be a bug, and its traceback is needed.
@@ -77,13 +76,7 @@ def build_parser() -> LineParser:
         default=0.3,
         help='paint objects above this score, detection (%(default)s)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=OverrideAction,
-        metavar='KEY=VALUE',
-        help='override keys of the config, as tools/test.py does',
-    )
+    parser.add_cfg_options()
     parser.add_trust_checkpoint()
     return parser
 

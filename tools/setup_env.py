@@ -240,7 +240,8 @@ def install_mmcv(env: dict[str, str]) -> None:
         f'made for: compiling anew, about {MMCV_MINUTES} min',
         flush=True,
     )
-    pip(['-v', *doctor.rebuild_mmcv(doctor.tested_versions()['onedl-mmcv'])], env, hint)
+    tested = next(version for name, version, _ in doctor.pins() if name == 'onedl-mmcv')
+    pip(['-v', *doctor.rebuild_mmcv(tested)], env, hint)
     if not doctor_passes(['operators'], env):
         stop(f"mmcv's operators fail, though compiled against this torch; see above and {LOG}")
 

@@ -33,7 +33,6 @@ from mmlavit.checks.build import config_errors
 from mmlavit.checks.image_files import read_image
 from mmlavit.cli.arguments import check_device, check_out
 from mmlavit.cli.launch import LineParser, read_config, run_tool
-from mmlavit.cli.overrides import OverrideAction
 from mmlavit.errors import UserError
 from mmlavit.models import LessAttention
 from mmlavit.visualization.attention_figures import draw_reports
@@ -91,13 +90,7 @@ def build_parser() -> LineParser:
         help='a second model for the matrices and curves, as one with less_attention=False',
     )
     parser.add_argument('--device', help='as cpu or cuda:1, by default a GPU if there is one')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=OverrideAction,
-        metavar='KEY=VALUE',
-        help='override keys of CONFIG, as tools/test.py does; not of the second one',
-    )
+    parser.add_cfg_options('override keys of CONFIG, as tools/test.py does; not of the second one')
     parser.add_trust_checkpoint()
     return parser
 

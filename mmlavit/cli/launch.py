@@ -72,6 +72,18 @@ class LineParser(argparse.ArgumentParser):
         _yield_to_first_rank()
         self._print_message(f'{self.prog}: error: {message}\n', sys.stderr)
 
+    def add_cfg_options(
+        self, text: str = 'override keys of the config, as tools/test.py does'
+    ) -> None:
+        """Add the option that overrides keys of the config.
+
+        Args:
+            text: What the help says of it.
+        """
+        self.add_argument(
+            '--cfg-options', nargs='+', action=OverrideAction, metavar='KEY=VALUE', help=text
+        )
+
     def add_trust_checkpoint(self) -> None:
         """Add the option with which a tool loads checkpoints that may run code."""
         self.add_argument(
@@ -92,12 +104,8 @@ class ToolParser(LineParser):
         super().__init__(description=description)
         self.add_argument('config', help='config file of mmpretrain, mmdet or mmseg')
         self.add_argument('--work-dir', help='logs and checkpoints go here')
-        self.add_argument(
-            '--cfg-options',
-            nargs='+',
-            action=OverrideAction,
-            metavar='KEY=VALUE',
-            help='override keys of the config; lists as KEY="[a,b]" or KEY=a,b, without spaces',
+        self.add_cfg_options(
+            'override keys of the config; lists as KEY="[a,b]" or KEY=a,b, without spaces'
         )
         self.add_argument(
             '--amp', action='store_true', help='mixed precision: float16, bfloat16 without a GPU'

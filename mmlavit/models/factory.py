@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmlavit.checkpoints import check_checkpoint, load_checkpoint
+from mmlavit.checkpoints import check_checkpoint, load_checkpoint, state_dict_of
 from mmlavit.errors import UserError
 
 from .backbones import LaViT
@@ -220,10 +220,8 @@ def create_model(
 
 def _load_head(model: LaViTClassifier, checkpoint_path: str) -> None:
     """Load the classifier of a checkpoint, or stop."""
-    content = load_checkpoint(checkpoint_path)
-    state = content.get('state_dict', content)
-    keys = {str(k).removeprefix('module.'): k for k in state}
-    found = {k.removeprefix(HEAD): state[keys[k]] for k in keys if k.startswith(HEAD)}
+    state = state_dict_of(load_checkpoint(checkpoint_path))
+    found = {k.removeprefix(HEAD): v for k, v in state.items() if k.startswith(HEAD)}
     fc = model.head.fc
     shapes = {k: tuple(v.shape) for k, v in found.items()}
     expected = {k: tuple(v.shape) for k, v in fc.state_dict().items()}

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from mmlavit.checkpoints import state_dict_of
 from mmlavit.errors import UserError
 
 from .layers import is_window_transform
@@ -101,13 +102,12 @@ def _shape(value: Any) -> tuple[int, ...]:
 def _state_dict(checkpoint: Any, source: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise UserError(f'{source} holds a {type(checkpoint).__name__}, expected a state dict')
-    return _compared(checkpoint.get('state_dict', checkpoint))
+    return _compared(checkpoint)
 
 
 def _compared(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    state = {str(key).removeprefix('module.'): value for key, value in state_dict.items()}
     return {
         key: value
-        for key, value in state.items()
+        for key, value in state_dict_of(state_dict).items()
         if not (key.startswith('data_preprocessor.') or key.endswith('.num_batches_tracked'))
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmlavit.checkpoints import load_checkpoint
+from mmlavit.checkpoints import load_checkpoint, state_dict_of
 from mmlavit.errors import UserError
 
 from .key_differences import key_differences, listing
@@ -78,9 +78,7 @@ def _read_state_dict(checkpoint: str, map_location: str) -> dict[str, Tensor]:
             'file as model.backbone.init_cfg.checkpoint, or set model.backbone.init_cfg=None to '
             'train from scratch'
         )
-    content = load_checkpoint(checkpoint, map_location)
-    state = content.get('state_dict', content)
-    state = {str(k).removeprefix('module.'): v for k, v in state.items()}
+    state = state_dict_of(load_checkpoint(checkpoint, map_location))
     if not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(
             f'{checkpoint}: found a dict that is no state dict'

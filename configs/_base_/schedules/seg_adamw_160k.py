@@ -1,5 +1,5 @@
-# 160k iterations with AdamW. 8 GPUs x 2 = 16 images, for which lr is 6e-5. Learning rate and schedule
-# are those of mmseg's Swin; the weight decay, 0.01 there, is that of our other configs.
+# 160k iterations with AdamW. 8 GPUs x 2 = 16 images, for which lr is 6e-5. Learning rate and
+# schedule are those of mmseg's Swin; the weight decay, 0.01 there, is that of our other configs.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.05),
