@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint, save_checkpoint
@@ -208,7 +209,7 @@ def test_a_detector_hands_on_its_backbone(tmp_path, messages):
         cfg = Config.fromfile(ROOT / 'configs/shapes/retinanet_lavit-nano_shapes.py')
         cfg.model.backbone.init_cfg = None
         ours = MODELS.build(cfg.model)
-        theirs = Config.fromfile('mmdet::_base_/models/retinanet_r50_fpn.py')
+        theirs = get_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
         theirs.model.backbone.init_cfg = None
         theirs = MODELS.build(theirs.model)
     for name, model in (('ours', ours), ('theirs', theirs)):
