@@ -89,9 +89,9 @@ class AttentionResidual(nn.Module):
         # the last place takes what falls outside the next map's windows
         out = scores.new_zeros(heads * batch, length + 1)
         parities = (0, 1) if n % 2 else (0,)
-        # not `[:rows]`: a compiled graph would be for that many windows only
-        for py in parities if rows > 1 else (0,):
-            for px in parities if cols > 1 else (0,):
+        # an open number of windows, in a graph that is exported, may be more than one
+        for py in (0,) if isinstance(rows, int) and rows == 1 else parities:
+            for px in (0,) if isinstance(cols, int) and cols == 1 else parities:
                 y, x = (py, 2 * m - n - py), (px, 2 * m - n - px)
                 cells = F.pad(scores[:, py :: len(parities), px :: len(parities)], (0, 0, *x, *y))
                 r, c = cells.shape[1:3]
@@ -100,14 +100,17 @@ class AttentionResidual(nn.Module):
                 cells = cells.permute(3, 0, 1, 2, 4, 6, 5, 7, 8)
                 # (H, B * r * c * m * m, 4 * N) x (H, 4 * N, m * m): queries meet in the row, keys
                 # in the product
-                cells = cells.reshape(heads, -1, 4 * n * n) @ self._key_taps(py, px).to(cells.dtype)
+                # not -1: a graph may find no window of a parity
+                cells = cells.reshape(heads, batch * r * c * m * m, 4 * n * n) @ self._key_taps(
+                    py, px
+                ).to(cells.dtype)
                 index = self._scatter_index(
                     torch.arange(py, rows, len(parities), device=out.device),
                     torch.arange(px, cols, len(parities), device=out.device),
                     (out_rows, out_cols),
                 )
                 index = index.expand(heads * batch, -1)
-                out = out.scatter_add(1, index, cells.view(heads * batch, -1))
+                out = out.scatter_add(1, index, cells.view(heads * batch, r * c * m**4))
         return out[:, :length].reshape(heads, -1, self.out_window**2, self.out_window**2)
 
     def _key_taps(self, py: int, px: int) -> Tensor:
