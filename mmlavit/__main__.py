@@ -7,7 +7,7 @@ from argparse import REMAINDER, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmlavit.cli.launch import LineParser
+from mmlavit.cli.parsers import LineParser
 
 from .shipped import TOOLS, config_names, config_path
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from mmlavit.checks.config import missing_paths, misspelt_keys, wrong_ann_files
 from mmlavit.checks.pipeline import SampleError
-from mmlavit.cli.launch import build_runner, read_config
+from mmlavit.cli.configs import read_config
+from mmlavit.cli.launch import build_runner
 from mmlavit.errors import UserError
 
 TRAIN, TEST = load_tool('train'), load_tool('test')

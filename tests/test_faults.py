@@ -26,7 +26,8 @@ from fault_runs import (
 
 from mmlavit.atomic_backend import AtomicBackend
 from mmlavit.checkpoints import load_checkpoint
-from mmlavit.cli.launch import LineParser, run_tool
+from mmlavit.cli.launch import run_tool
+from mmlavit.cli.parsers import LineParser
 from mmlavit.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('isolated')

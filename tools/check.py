@@ -37,7 +37,9 @@ from mmlavit.checks.masks import check_masks
 from mmlavit.checks.model import build_model, check_checkpoints, check_step
 from mmlavit.checks.report import Report
 from mmlavit.checks.samples import check_data, empty_classes
-from mmlavit.cli.launch import ToolParser, build_runner, load_config
+from mmlavit.cli.configs import load_config
+from mmlavit.cli.launch import build_runner
+from mmlavit.cli.parsers import ToolParser
 from mmlavit.engine import DatasetCheckHook, PortableRunner
 from mmlavit.engine.optimizers.mixed_precision import set_mixed_precision
 from mmlavit.engine.runner.resume import resume

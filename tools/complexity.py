@@ -13,7 +13,9 @@ from mmengine.fileio import load
 from mmengine.logging import MMLogger
 
 from mmlavit.apis.complexity import Count, assumed_rois, count_complexity
-from mmlavit.cli.launch import LineParser, read_config, run_tool
+from mmlavit.cli.configs import read_config
+from mmlavit.cli.launch import run_tool
+from mmlavit.cli.parsers import LineParser
 from mmlavit.cli.plain_model import add_shape, build_plain_model, shape_of_image
 from mmlavit.errors import UserError
 from mmlavit.models import LaViT

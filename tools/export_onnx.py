@@ -33,7 +33,9 @@ from mmlavit.apis.images import channels_of
 from mmlavit.apis.onnx_export import ExportError, check_packages, export_onnx
 from mmlavit.atomic_backend import AtomicBackend
 from mmlavit.checkpoints import read_checkpoint, state_dict_of
-from mmlavit.cli.launch import LineParser, read_config, run_tool
+from mmlavit.cli.configs import read_config
+from mmlavit.cli.launch import run_tool
+from mmlavit.cli.parsers import LineParser
 from mmlavit.cli.plain_model import add_shape, build_plain_model, shape_of_image
 from mmlavit.errors import UserError
 from mmlavit.models.key_differences import check_belongs

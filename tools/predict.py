@@ -39,7 +39,9 @@ from mmlavit.atomic_backend import AtomicBackend
 from mmlavit.checkpoints import read_checkpoint
 from mmlavit.checks.image_files import find_images, read_image
 from mmlavit.cli.arguments import check_device, check_out
-from mmlavit.cli.launch import LineParser, read_config, run_tool
+from mmlavit.cli.configs import read_config
+from mmlavit.cli.launch import run_tool
+from mmlavit.cli.parsers import LineParser
 from mmlavit.errors import UserError
 
 # What ends a run that is in order; any other error may be a bug, and its traceback is needed.

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mmlavit.atomic_backend import AtomicBackend
 from mmlavit.checkpoints import read_checkpoint
-from mmlavit.cli.launch import LineParser, run_tool
+from mmlavit.cli.launch import run_tool
+from mmlavit.cli.parsers import LineParser
 from mmlavit.errors import UserError
 
 KEPT = ('meta', 'state_dict')

@@ -13,7 +13,8 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.fileio import load
 
-from mmlavit.cli.launch import LineParser, run_tool
+from mmlavit.cli.launch import run_tool
+from mmlavit.cli.parsers import LineParser
 from mmlavit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,14 +13,10 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
-from mmlavit.cli.launch import (
-    ToolParser,
-    build_runner,
-    check_checkpoint,
-    load_config,
-    require,
-    run_tool,
-)
+from mmlavit.checkpoints import check_checkpoint
+from mmlavit.cli.configs import load_config, require
+from mmlavit.cli.launch import build_runner, run_tool
+from mmlavit.cli.parsers import ToolParser
 from mmlavit.engine import (
     StrictLoadHook,
     add_dataset_check,

@@ -10,14 +10,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from mmlavit.cli.launch import (
-    ToolParser,
-    build_runner,
-    check_checkpoint,
-    load_config,
-    require,
-    run_tool,
-)
+from mmlavit.checkpoints import check_checkpoint
+from mmlavit.cli.configs import load_config, require
+from mmlavit.cli.launch import build_runner, run_tool
+from mmlavit.cli.parsers import ToolParser
 from mmlavit.engine import (
     FiniteLossHook,
     PartialLoadHook,

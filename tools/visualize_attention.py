@@ -32,7 +32,9 @@ from mmlavit.checkpoints import read_checkpoint
 from mmlavit.checks.build import config_errors
 from mmlavit.checks.image_files import read_image
 from mmlavit.cli.arguments import check_device, check_out
-from mmlavit.cli.launch import LineParser, read_config, run_tool
+from mmlavit.cli.configs import read_config
+from mmlavit.cli.launch import run_tool
+from mmlavit.cli.parsers import LineParser
 from mmlavit.errors import UserError
 from mmlavit.models import LessAttention
 from mmlavit.visualization.attention_figures import draw_reports
