@@ -89,7 +89,7 @@ def test_equals_the_whole_map_definition(size, windows):
     # padding holds noise
     logits = torch.randn(2 * count, 2, in_window**2, in_window**2, dtype=torch.float64)
     mask, out_mask = masks(layer, size, 2)
-    got = layer(logits, size, mask, out_mask)
+    got = layer(logits, (2, *size), mask, out_mask)
     per_image = len(got) // 2
     for image in range(2):
         mine = logits[image * count : (image + 1) * count]
@@ -107,8 +107,8 @@ def test_padding_of_the_previous_stage_is_silent():
     pairs = mask[:, None, :, None] & mask[:, None, None, :]
     loud = torch.where(pairs, logits, 1e4)
     real = out_mask[:, None, :, None] & out_mask[:, None, None, :]
-    quiet = layer(logits, (6, 6), mask, out_mask) * real
-    assert torch.equal(quiet, layer(loud, (6, 6), mask, out_mask) * real)
+    quiet = layer(logits, (1, 6, 6), mask, out_mask) * real
+    assert torch.equal(quiet, layer(loud, (1, 6, 6), mask, out_mask) * real)
 
 
 @pytest.mark.parametrize(('size', 'windows'), [((6, 5), (3, 3)), ((4, 4), (2, 2))])
@@ -121,7 +121,7 @@ def test_gradients_are_exact(size, windows):
 
     def residual(value, kernel, proj, scale):
         params = {'kernel': kernel, 'proj.weight': proj, 'layer_scale': scale}
-        out = torch.func.functional_call(layer, params, (value, size, mask, out_mask))
+        out = torch.func.functional_call(layer, params, (value, (1, *size), mask, out_mask))
         if out_mask is None:
             return out
         return out * (out_mask[:, None, :, None] & out_mask[:, None, None, :])
@@ -134,7 +134,7 @@ def test_gradients_are_exact(size, windows):
 def test_half_precision_logits_near_the_limit_stay_finite():
     layer = AttentionResidual(2, 2, 7, 7)
     with torch.autocast('cpu', torch.float16):
-        out = layer(6e4 * torch.sign(torch.randn(4, 2, 49, 49)).half(), (14, 14))
+        out = layer(6e4 * torch.sign(torch.randn(4, 2, 49, 49)).half(), (1, 14, 14))
     assert out.isfinite().all()
 
 

@@ -15,7 +15,7 @@ def test_merge_undoes_partition(size, window, heads):
     x = torch.randn(2, *size, 6)
     windows = partition(x, window, heads)
     assert windows.shape[1:] == (heads, window**2, 6 // heads)
-    assert torch.equal(merge(windows, window, size), x)
+    assert torch.equal(merge(windows, window, x.shape), x)
 
 
 def test_a_window_holds_the_neighbours_of_one_image():

@@ -60,7 +60,7 @@ class VanillaAttention(nn.Module):
         logits = self._score(q, k, residual)
         # (groups, heads, N, N) x (groups, heads, N, d) -> (groups, heads, N, d)
         out = softmax(logits, mask).to(v.dtype) @ v
-        return self.proj(merge(out, self.window, (x.shape[1], x.shape[2]))), logits
+        return self.proj(merge(out, self.window, x.shape)), logits
 
     def scores(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Compute the logits alone, also where :meth:`forward` does not hand them on.
@@ -103,7 +103,7 @@ class FusedVanillaAttention(VanillaAttention):
         if torch.compiler.is_exporting():
             # the exporter's own attention has another memory layout, which a later view depends on
             out = out.clone(memory_format=torch.contiguous_format)
-        return self.proj(merge(out, self.window, (x.shape[1], x.shape[2]))), None
+        return self.proj(merge(out, self.window, x.shape)), None
 
 
 class LessAttention(nn.Module):
@@ -155,7 +155,7 @@ class LessAttention(nn.Module):
         logits = transform(logits, theta, psi, mask)
         # (groups, heads, N, N) x (groups, heads, N, d) -> (groups, heads, N, d)
         out = softmax(logits, mask).to(v.dtype) @ v
-        return self.proj(merge(out, self.window, (x.shape[1], x.shape[2]))), logits
+        return self.proj(merge(out, self.window, x.shape)), logits
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Resize the transforms of another window size (docs/paper_to_code.md, decision 1)."""

@@ -1,5 +1,7 @@
 """Attention residual: the scores of one stage guide the next (paper, section 3.3)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ class AttentionResidual(nn.Module):
     def forward(
         self,
         logits: Tensor,
-        size: tuple[int, int],
+        shape: Sequence[int],
         mask: Tensor | None = None,
         out_mask: Tensor | None = None,
     ) -> Tensor:
@@ -47,7 +49,7 @@ class AttentionResidual(nn.Module):
 
         Args:
             logits: Scores of the previous stage's last layer, ``(B * windows, in_heads, N, N)``.
-            size: ``(h, w)`` of the previous stage's map.
+            shape: Of the previous stage's map, beginning with ``(B, h, w)``.
             mask: Booleans of shape ``(B * windows, N)``, true where a token of the previous stage
                 is real, None if all are.
             out_mask: The same for the next stage, ``(B * next windows, N')``.
@@ -64,14 +66,14 @@ class AttentionResidual(nn.Module):
             if mask is not None:
                 pairs = mask[:, None, :, None] & mask[:, None, None, :]
                 logits = logits.masked_fill(~pairs, 0)
-            scores = self._normalize(self._convolve(logits, size), out_mask)
+            scores = self._normalize(self._convolve(logits, shape), out_mask)
             weight = self.proj.weight.flatten(1) * self.layer_scale[:, None]  # (out_heads, H)
             weight = weight.to(scores.dtype)
             # (out_heads, H) x (H, B * next windows * N' * N')
             residual = (weight @ scores.flatten(1)).unflatten(1, scores.shape[1:])
             return residual.transpose(0, 1)
 
-    def _convolve(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+    def _convolve(self, logits: Tensor, shape: Sequence[int]) -> Tensor:
         """``(B * windows, H, N, N) -> (H, B * next windows, N', N')``, by window and scatter-add.
 
         An odd window has 2x2 cells that straddle its border. Where its cells begin depends on the
@@ -79,11 +81,11 @@ class AttentionResidual(nn.Module):
         halves of a straddling cell meet in the sum.
         """
         n, m = self.in_window, (self.in_window + 1) // 2
-        heads = logits.shape[1]
-        rows, cols = ceil_divide(size[0], n), ceil_divide(size[1], n)
-        out_rows, out_cols = (ceil_divide(ceil_divide(s, 2), self.out_window) for s in size)
-        scores = logits.reshape(-1, rows, cols, heads, n, n, n * n)  # query y, x, key
-        batch = scores.shape[0]
+        batch, heads = shape[0], logits.shape[1]
+        rows, cols = (ceil_divide(s, n) for s in shape[1:3])
+        out_rows, out_cols = (ceil_divide(ceil_divide(s, 2), self.out_window) for s in shape[1:3])
+        # query y, x, key
+        scores = logits.reshape(batch, rows, cols, heads, n, n, n * n)
 
         length = out_rows * out_cols * self.out_window**4
         # the last place takes what falls outside the next map's windows
@@ -111,7 +113,8 @@ class AttentionResidual(nn.Module):
                 )
                 index = index.expand(heads * batch, -1)
                 out = out.scatter_add(1, index, cells.view(heads * batch, r * c * m**4))
-        return out[:, :length].reshape(heads, -1, self.out_window**2, self.out_window**2)
+        groups = batch * out_rows * out_cols
+        return out[:, :length].reshape(heads, groups, self.out_window**2, self.out_window**2)
 
     def _key_taps(self, py: int, px: int) -> Tensor:
         """The kernel as a matrix from a query cell's keys to key cells, ``(H, 4 * N, m * m)``.

@@ -56,7 +56,7 @@ class Stage(nn.Module):
             Map of shape ``(B, h', w', channels)``, the last logits, ``(groups', heads, N', N')``,
             and mask and ``real`` of this stage.
         """
-        size = (x.shape[1], x.shape[2])
+        in_shape = x.shape
         if real is not None:
             x = x.masked_fill(~real[..., None], 0)
             real = real_patches(real, self.embed.patch)
@@ -68,7 +68,7 @@ class Stage(nn.Module):
         start = None
         if self.residual is not None:
             assert logits is not None
-            start = self.residual(logits, size, in_mask, mask)
+            start = self.residual(logits, in_shape, in_mask, mask)
         for i, block in enumerate(self.blocks):
             if i < self.num_vanilla:
                 # only the first vanilla layer is guided by the previous stage (paper, eq. 7)

@@ -1,5 +1,7 @@
 """Non-overlapping square windows over a channels-last map (docs/paper_to_code.md, decision 1)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,23 +32,23 @@ def partition(x: Tensor, window: int, heads: int = 1) -> Tensor:
     return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(b * rows * cols, heads, window**2, c // heads)
 
 
-def merge(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
+def merge(x: Tensor, window: int, shape: Sequence[int]) -> Tensor:
     """Put windows and heads back into the map that :func:`partition` cut, without the padding.
 
     Args:
         x: Tokens of shape ``(B * rows * cols, heads, window**2, d)``.
         window: Side of a window in tokens.
-        size: ``(h, w)`` of the map.
+        shape: Of the map, beginning with ``(B, h, w)``.
 
     Returns:
         Map of shape ``(B, h, w, heads * d)``.
     """
-    h, w = size
+    b, h, w = shape[:3]
     rows, cols = ceil_divide(h, window), ceil_divide(w, window)
     _, heads, _, d = x.shape
-    x = x.view(-1, rows, cols, heads, window, window, d)
+    x = x.view(b, rows, cols, heads, window, window, d)
     # (B, rows, cols, heads, n, n, d) -> (B, rows, n, cols, n, heads, d) -> (B, h, w, heads * d)
-    x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, rows * window, cols * window, heads * d)
+    x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, rows * window, cols * window, heads * d)
     return x[:, :h, :w]
 
 
