@@ -9,7 +9,7 @@ from conftest import ROOT, forget_runs, load_tool, predictions
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-from test_configs import Predictions, fit_nano, load
+from small_configs import Predictions, fit_nano, load
 
 from mmlavit.cli.launch import build_runner
 from mmlavit.engine import BFloat16OptimWrapper, add_float32_operators

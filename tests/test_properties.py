@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_attention_residual import test_equals_the_whole_map_definition as equals_the_whole_map
+from residual_definition import check_residual
 
 from mmlavit.models import LaViT, LessAttention, VanillaAttention, diagonality_loss
 from mmlavit.models.layers.attention import FusedVanillaAttention
@@ -118,7 +118,7 @@ def test_a_state_dict_fits_every_window(arch, old, new, size, seed):
     st.tuples(st.integers(1, 7), st.integers(1, 7)), st.tuples(st.integers(1, 5), st.integers(1, 4))
 )
 def test_the_residual_equals_the_whole_map_definition(size, in_and_out_window):
-    equals_the_whole_map(size, in_and_out_window)
+    check_residual(size, in_and_out_window)
 
 
 @st.composite
