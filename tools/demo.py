@@ -164,7 +164,7 @@ def main() -> None:
             options = ('--cfg-options', 'model.backbone.init_cfg=None')
         elif classifier:
             options = ('--cfg-options', f'model.backbone.init_cfg.checkpoint={classifier}')
-        minutes = run('tools/train.py', config, '--work-dir', folder, *options)
+        minutes = run('tools/train.py', config, '--work-dir', folder, '--no-validate', *options)
         checkpoint = (folder / 'last_checkpoint').read_text()
         classifier = classifier or checkpoint
         tested, pictures = folder / 'test', folder / 'pictures'
