@@ -1,5 +1,5 @@
-# 400 / 8 = 50 iterations an epoch, 750 in all.
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=15, val_interval=15)
+# 400 / 8 = 50 iterations an epoch, 800 in all.
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=16, val_interval=16)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -15,7 +15,7 @@ param_scheduler = [
         type='CosineAnnealingLR',
         eta_min_ratio=0.01,
         by_epoch=True,
-        T_max=15,
+        T_max=16,
         convert_to_iter_based=True,
     ),
 ]
