@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .padding import ceil_divide
+from .scores import silence
 
 
 class AttentionResidual(nn.Module):
@@ -63,10 +64,7 @@ class AttentionResidual(nn.Module):
         device = 'cpu' if logits.is_meta else logits.device.type
         with torch.autocast(device, enabled=False):
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            if mask is not None:
-                pairs = mask[:, None, :, None] & mask[:, None, None, :]
-                logits = logits.masked_fill(~pairs, 0)
-            scores = self._normalize(self._convolve(logits, shape), out_mask)
+            scores = self._normalize(self._convolve(silence(logits, mask), shape), out_mask)
             weight = self.proj.weight.flatten(1) * self.layer_scale[:, None]  # (out_heads, H)
             weight = weight.to(scores.dtype)
             # (out_heads, H) x (H, B * next windows * N' * N')

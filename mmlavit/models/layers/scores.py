@@ -21,8 +21,9 @@ def silence(logits: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return logits
-    pairs = mask[:, None, :, None] & mask[:, None, None, :]  # (groups, 1, N, N)
-    return logits.masked_fill(~pairs, 0)
+    # products, on a CPU several times as fast as filling by a mask of fewer heads
+    real = mask.to(logits.dtype)
+    return logits * (real[:, None, :, None] * real[:, None, None, :])  # (groups, heads, N, N)
 
 
 def key_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
