@@ -1,5 +1,5 @@
-# 400 iterations of 8 images.
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=400, val_interval=400)
+# 450 iterations of 8 images.
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=450, val_interval=450)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -11,7 +11,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', eta_min=0.0, power=0.9, begin=30, end=400, by_epoch=False),
+    dict(type='PolyLR', eta_min=0.0, power=0.9, begin=30, end=450, by_epoch=False),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=8)
 randomness = dict(seed=0)
