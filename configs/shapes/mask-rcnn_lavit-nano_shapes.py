@@ -31,7 +31,10 @@ model = dict(
         rpn_proposal=dict(nms_pre=200, max_per_img=100),
         rcnn=dict(sampler=dict(num=32)),
     ),
-    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=100), rcnn=dict(max_per_img=20)),
+    test_cfg=dict(
+        rpn=dict(nms_pre=500, max_per_img=100),
+        rcnn=dict(nms=dict(type='soft_nms'), max_per_img=20),  # shapes cover one another
+    ),
 )
 default_hooks = dict(
     logger=dict(interval=10),

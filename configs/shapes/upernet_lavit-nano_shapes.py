@@ -1,4 +1,4 @@
-# Quick start: UperNet with LaViT-nano on Shapes, 400 images of 160x160 px. About 2 minutes on 2 CPU
+# Quick start: UperNet with LaViT-nano on Shapes, 400 images of 160x160 px. About 3 minutes on 2 CPU
 # cores. The backbone starts from the Shapes classifier: train lavit-nano_shapes-cls.py first.
 _base_ = [
     '../_base_/models/upernet_lavit.py',
