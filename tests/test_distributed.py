@@ -113,6 +113,9 @@ def test_two_processes_train_validate_resume_and_test(
 
     output = launch('dist_train.sh', *argv)
     assert '2 processes work together over gloo' in output
+    # upstream's would let both write the file of metrics
+    assert 'MetricsLoggerHook' in output
+    assert ' LoggerHook' not in output
     checkpoint = Path(trained, CHECKPOINTS[name])
     for metric in METRICS[name]:
         assert output.count(f'{metric}: ') == 1

@@ -6,6 +6,7 @@ from .diagonality_hook import DiagonalityHook
 from .diagonality_loss_hook import DiagonalityLossHook, attach_diagonality_loss
 from .finite_loss_hook import FiniteLossHook
 from .float32_operators_hook import Float32OperatorsHook, add_float32_operators
+from .metrics_logger_hook import MetricsLoggerHook
 from .preemption_hook import PreemptionHook
 from .seed_hook import SeedHook
 from .strict_load_hook import PartialLoadHook, StrictLoadHook
@@ -16,6 +17,7 @@ __all__ = [
     'DiagonalityLossHook',
     'FiniteLossHook',
     'Float32OperatorsHook',
+    'MetricsLoggerHook',
     'PartialLoadHook',
     'PreemptionHook',
     'SafeCheckpointHook',

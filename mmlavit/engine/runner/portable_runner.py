@@ -8,7 +8,7 @@ import torch.distributed as dist
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS
@@ -23,14 +23,17 @@ from mmlavit.checks.datasets import check_samples, explain_empty
 from mmlavit.errors import UserError
 from mmlavit.registry import RUNNERS
 
-from ..hooks import SafeCheckpointHook
+from ..hooks import MetricsLoggerHook, SafeCheckpointHook
 from .epoch_loop import ResumableEpochLoop
 from .slurm import set_variables_from_slurm
 
 __all__ = ['PortableRunner']
 
 UPSTREAM_EPOCH_LOOP = ('EpochBasedTrainLoop', 'mmengine.EpochBasedTrainLoop', EpochBasedTrainLoop)
-UPSTREAM_CHECKPOINT_HOOK = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
+UPSTREAM_HOOKS = {
+    SafeCheckpointHook: ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook),
+    MetricsLoggerHook: ('LoggerHook', 'mmengine.LoggerHook', LoggerHook),
+}
 
 
 @RUNNERS.register_module()
@@ -44,7 +47,8 @@ class PortableRunner(Runner):
 
     On every machine, checkpoints are written in one step, a ``CheckpointHook`` is a
     :class:`SafeCheckpointHook` and an ``EpochBasedTrainLoop`` a :class:`ResumableEpochLoop`, so
-    that a run may be killed at any moment and resumed. A value of the config that a loop, dataset,
+    that a run may be killed at any moment and resumed, and a ``LoggerHook`` is a
+    :class:`MetricsLoggerHook`. A value of the config that a loop, dataset,
     metric, optimizer or schedule refuses ends the run in a ``UserError`` that names it.
     """
 
@@ -189,8 +193,9 @@ class PortableRunner(Runner):
             hook: As ``Runner`` takes it.
             priority: As ``Runner`` takes it.
         """
-        if isinstance(hook, dict) and hook.get('type') in UPSTREAM_CHECKPOINT_HOOK:
-            hook = {**hook, 'type': SafeCheckpointHook}
+        for mine, upstream in UPSTREAM_HOOKS.items():
+            if isinstance(hook, dict) and hook.get('type') in upstream:
+                hook = {**hook, 'type': mine}
         super().register_hook(hook, priority)
 
     def save_checkpoint(
