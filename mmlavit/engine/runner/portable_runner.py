@@ -48,8 +48,8 @@ class PortableRunner(Runner):
     On every machine, checkpoints are written in one step, a ``CheckpointHook`` is a
     :class:`SafeCheckpointHook` and an ``EpochBasedTrainLoop`` a :class:`ResumableEpochLoop`, so
     that a run may be killed at any moment and resumed, and a ``LoggerHook`` is a
-    :class:`MetricsLoggerHook`. A value of the config that a loop, dataset,
-    metric, optimizer or schedule refuses ends the run in a ``UserError`` that names it.
+    :class:`MetricsLoggerHook`. A value of the config that a loop, dataset, metric, optimizer or
+    schedule refuses ends the run in a ``UserError`` that names it.
     """
 
     @property
