@@ -38,6 +38,7 @@ from torch import nn
 
 from mmlavit.models import LaViT
 from mmlavit.models.layers import FusedVanillaAttention, LessAttention, window_mask
+from mmlavit.models.layers.regions import Region, cut_pairs, regions
 from mmlavit.models.layers.streamed_block import attend
 
 SIZES = ((224, 224), (512, 512), (800, 1344))
@@ -169,11 +170,12 @@ def _forward_call(
     setting: Setting,
 ) -> Callable[[], None]:
     """Predict as a block does: on a CPU in tiles, with the map and the logits put together."""
+    fitted, scores = _fit(attention, x, start)
 
     def call() -> None:
         with torch.no_grad(), setting.precision():
-            if setting.device.type == 'cpu':
-                attend(nn.Identity(), attention, x, start, mask)
+            if fitted is not None:
+                attend(nn.Identity(), attention, x, scores, fitted)
             else:
                 torch.add(x, attention(x, start, mask)[0])
 
@@ -187,7 +189,8 @@ def _training_call(
     mask: torch.Tensor | None,
     setting: Setting,
 ) -> Callable[[], None]:
-    inputs = [tensor.requires_grad_() for tensor in (x, start) if tensor is not None]
+    fitted, scores = _fit(attention, x, start)
+    inputs = [x.requires_grad_(), *(tensor.requires_grad_() for tensor in scores or [])]
     gradients: list[torch.Tensor] = []
 
     def call() -> None:
@@ -195,13 +198,29 @@ def _training_call(
         for tensor in inputs:
             tensor.grad = None
         with setting.precision():
-            results = [r for r in attention(x, start, mask) if r is not None]
+            if fitted is None:
+                results = [r for r in attention(x, *(scores or [None]), mask) if r is not None]
+            else:
+                out, logits = attention(x, scores, None, fitted)
+                results = [out, *(logits or [])]
         if not gradients:
             # LA's logits get one too: the next layer reads them
             gradients.extend(map(torch.randn_like, results))
         torch.autograd.backward(results, gradients)
 
     return call
+
+
+def _fit(
+    attention: LessAttention | FusedVanillaAttention,
+    x: torch.Tensor,
+    start: torch.Tensor | None,
+) -> tuple[list[Region] | None, list[torch.Tensor] | None]:
+    """The map's regions, on a CPU, and what the attention starts from, one tensor a region."""
+    if x.device.type != 'cpu':
+        return None, None if start is None else [start]
+    scores = None if start is None else cut_pairs(start, x.shape, attention.window)
+    return regions(x.shape[1:3], attention.window), scores
 
 
 def time_models(size: Size, batch: int, args: argparse.Namespace, setting: Setting) -> list[Row]:

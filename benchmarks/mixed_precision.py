@@ -36,6 +36,11 @@ def parse_args() -> argparse.Namespace:
         choices=['float16', 'bfloat16'],
         help='of --amp, by default what it chooses; without a GPU always bfloat16',
     )
+    parser.add_argument(
+        '--bfloat16-products',
+        action='store_true',
+        help='on a CPU without bfloat16, compute products as one with it (bfloat16_products.py)',
+    )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--out', default='work_dirs/mixed_precision', help='logs and results')
     parser.add_argument('--limit', type=float, default=2.0, help='points --amp may lose')
@@ -57,7 +62,9 @@ def schedule(cfg: Config, scale: float) -> list[str]:
     return options
 
 
-def train(name: str, scale: float, seed: int, precision: str, out: Path) -> dict[str, float]:
+def train(
+    name: str, scale: float, seed: int, precision: str, products: bool, out: Path
+) -> dict[str, float]:
     """Train once; returns the metrics of the validation and the seconds of an iteration."""
     config = ROOT / f'configs/shapes/{name}.py'
     work_dir = out / f'{name}-{precision}-{seed}'
@@ -66,7 +73,9 @@ def train(name: str, scale: float, seed: int, precision: str, out: Path) -> dict
     if precision in ('float16', 'bfloat16'):
         options.append(f'optim_wrapper.dtype={precision}')
     amp = precision != 'float32'
-    command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), *['--amp'] * amp]
+    tools = [ROOT / 'benchmarks/bfloat16_products.py'] * (amp and products)
+    tools.append(ROOT / 'tools/train.py')
+    command = [sys.executable, *map(str, tools), str(config), *['--amp'] * amp]
     command += ['--work-dir', str(work_dir), '--cfg-options', *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -89,7 +98,8 @@ def main() -> None:
     for name in args.configs:
         for seed in args.seeds:
             plain, mixed = (
-                train(name, args.scale, seed, precision, out) for precision in ('float32', amp)
+                train(name, args.scale, seed, precision, args.bfloat16_products, out)
+                for precision in ('float32', amp)
             )
             for metric, factor in METRICS[name].items():
                 a, b = factor * plain[metric], factor * mixed[metric]

@@ -165,7 +165,7 @@ def test_autocast_stays_finite_at_large_logits(dtype):
     vanilla = VanillaAttention(DIM, HEADS, WINDOW)
     mask = mask_of(2, [N, 5])
     with torch.autocast('cpu', dtype):
-        x, logits = vanilla(100 * x, residual=logits, mask=mask)
+        x, logits = vanilla(100 * x, logits, mask)
         for _ in range(12):
             x, logits = less_attention(scale=0.5)(x, logits, mask)
             assert x.isfinite().all()

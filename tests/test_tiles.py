@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmlavit.models import LaViT, LessAttention
-from mmlavit.models.layers import ConvFFN, block, ffn, tiles, window_mask
+from mmlavit.models.layers import ConvFFN, block, ffn, stage, tiles, window_mask
 
 ARCH = {'channels': (8, 8, 16, 16), 'depths': (2, 3, 3, 2), 'va_layers': (1, 1, 2, 1),
         'head_width': 8}  # fmt: skip
@@ -21,7 +21,7 @@ def tile_bytes(request, monkeypatch):
 
 def untiled(monkeypatch):
     """From here on the model runs as on any other device."""
-    for module in (block, ffn, tiles):
+    for module in (stage, ffn, tiles):
         monkeypatch.setattr(module, 'is_streamed', lambda x: False)
 
 

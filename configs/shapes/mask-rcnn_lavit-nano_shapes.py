@@ -23,13 +23,14 @@ model = dict(
         # one sample a bin: shapes cover few cells, and RoIAlign runs on one CPU core
         bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=3),
-        mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1)),
+        # masks of 20x20 cells, twice a RoI's: shapes are 20 to 64 px wide
+        mask_roi_extractor=dict(out_channels=64, roi_layer=dict(output_size=10, sampling_ratio=1)),
         mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=3),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=32)),
+        rcnn=dict(sampler=dict(num=32), mask_size=20),
     ),
     test_cfg=dict(
         rpn=dict(nms_pre=500, max_per_img=100),

@@ -1,6 +1,7 @@
 """Vanilla attention and the less attention that replaces it (paper, section 3.2)."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,9 +9,13 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .regions import Region, cut_map, join_map
 from .resize import resize_transform
 from .scores import key_bias, saturate, softmax, transform
 from .windows import merge, partition
+
+# of whole windows, or one tensor a region
+Scores = Tensor | list[Tensor] | None
 
 
 def is_window_transform(key: str) -> bool:
@@ -18,49 +23,94 @@ def is_window_transform(key: str) -> bool:
     return key.rpartition('.')[2] in ('theta', 'psi')
 
 
-class VanillaAttention(nn.Module):
-    """Windowed multi-head self-attention that hands its logits on (paper, eq. 1 to 4).
-
-    ``A = Q K^T / sqrt(d) + residual``, output ``softmax(A) V``.
+class WindowedAttention(nn.Module):
+    """What both attentions share: tokens are projected, attend within windows, and are projected.
 
     Args:
         dim: Channels of a token.
         num_heads: Heads; divides ``dim``.
-        window: Side of a window in tokens.
+        window: Side of a window in tokens; ``N`` is its square.
 
     Raises:
         ValueError: If ``dim`` is no multiple of ``num_heads`` or ``window`` is below 1.
     """
 
+    proj: nn.Linear
+
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
         super().__init__()
-        _check_shape(dim, num_heads, window)
+        if num_heads < 1 or dim < 1 or dim % num_heads:
+            raise ValueError(
+                f'num_heads={num_heads!r}: expected a whole number that divides dim={dim!r}'
+            )
+        if window < 1:
+            raise ValueError(f'window={window!r}: expected a whole number of at least 1')
         self.num_heads = num_heads
         self.window = window
-        self.scale = (dim // num_heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        x: Tensor,
+        scores: Scores = None,
+        mask: Tensor | None = None,
+        regions: Sequence[Region] | None = None,
+    ) -> tuple[Tensor, Scores]:
         """Attend within each window.
 
         Args:
             x: Map of shape ``(B, h, w, dim)``.
-            residual: Scores of the previous stage, shape ``(groups, heads, N, N)``, added to the
-                logits (paper, eq. 7).
+            scores: What the attention starts from, ``(groups, heads, N, N)``: to vanilla attention
+                the residual of the previous stage, added to the logits (paper, eq. 7), or None; to
+                less attention the logits of the previous layer.
             mask: Booleans of shape ``(groups, N)``, true where a token is real.
+            regions: Of the map, instead of windows padded at the border. There is no mask then, and
+                scores are one tensor ``(groups, heads, a * b, a * b)`` a region.
 
         Returns:
-            Map of shape ``(B, h, w, dim)`` and logits of shape ``(groups, heads, N, N)``; logits of
-            padded tokens carry no meaning.
+            Map of shape ``(B, h, w, dim)`` and logits like ``scores``, None where no later layer
+            reads them; logits of padded tokens carry no meaning.
         """
-        q, k, v = self._project(x)
-        logits = self._score(q, k, residual)
-        # (groups, heads, N, N) x (groups, heads, N, d) -> (groups, heads, N, d)
-        out = softmax(logits, mask).to(v.dtype) @ v
-        return self.proj(merge(out, self.window, x.shape)), logits
+        projected = self._project_in(x)  # (B, h, w, parts * dim)
+        parts = projected.shape[-1] // x.shape[-1]
+        if regions is None:
+            assert not isinstance(scores, list)
+            tokens = [partition(p, self.window, self.num_heads) for p in projected.chunk(parts, -1)]
+            out, logits = self._attend(tokens, scores, mask, (self.window, self.window))
+            return self.proj(merge(out, self.window, x.shape)), logits
+        assert not isinstance(scores, Tensor)
+        found = [
+            self._attend(tokens, scores[i] if scores else None, None, regions[i].window)
+            for i, tokens in enumerate(cut_map(projected, regions, self.num_heads, parts))
+        ]
+        out = join_map([tokens for tokens, _ in found], regions, x.shape)
+        return self.proj(out), [part for _, part in found if part is not None] or None
+
+    def _project_in(self, x: Tensor) -> Tensor:
+        """Project a map to all that its tokens give, side by side in the channels."""
+        raise NotImplementedError
+
+    def _attend(
+        self,
+        tokens: Sequence[Tensor],
+        scores: Tensor | None,
+        mask: Tensor | None,
+        window: tuple[int, int],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend with what the tokens give, each ``(groups, heads, N, d)``."""
+        raise NotImplementedError
+
+
+class VanillaAttention(WindowedAttention):
+    """Windowed multi-head self-attention that hands its logits on (paper, eq. 1 to 4).
+
+    ``A = Q K^T / sqrt(d) + residual``, output ``softmax(A) V``.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window: int) -> None:
+        super().__init__(dim, num_heads, window)
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
 
     def scores(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Compute the logits alone, also where :meth:`forward` does not hand them on.
@@ -72,8 +122,24 @@ class VanillaAttention(nn.Module):
         Returns:
             Logits of shape ``(groups, heads, N, N)``; those of padded tokens carry no meaning.
         """
-        q, k, _ = self._project(x)
+        q, k, _ = self.qkv(x).chunk(3, dim=-1)
+        q, k = (partition(part, self.window, self.num_heads) for part in (q, k))
         return self._score(q, k, residual)
+
+    def _project_in(self, x: Tensor) -> Tensor:
+        return self.qkv(x)
+
+    def _attend(
+        self,
+        tokens: Sequence[Tensor],
+        scores: Tensor | None,
+        mask: Tensor | None,
+        window: tuple[int, int],
+    ) -> tuple[Tensor, Tensor | None]:
+        q, k, v = tokens
+        logits = self._score(q, k, scores)
+        # (groups, heads, N, N) x (groups, heads, N, d) -> (groups, heads, N, d)
+        return softmax(logits, mask).to(v.dtype) @ v, logits
 
     def _score(self, q: Tensor, k: Tensor, residual: Tensor | None) -> Tensor:
         logits = saturate((q * self.scale) @ k.mT)  # (groups, heads, N, N)
@@ -81,21 +147,19 @@ class VanillaAttention(nn.Module):
             logits = saturate((logits + residual).to(logits.dtype))
         return logits
 
-    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values of a map, each ``(groups, heads, N, d)``."""
-        parts = self.qkv(x).chunk(3, dim=-1)
-        return tuple(partition(part, self.window, self.num_heads) for part in parts)
-
 
 class FusedVanillaAttention(VanillaAttention):
     """Vanilla attention whose logits no later layer reads: they are never written to memory."""
 
-    def forward(
-        self, x: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
+    def _attend(
+        self,
+        tokens: Sequence[Tensor],
+        scores: Tensor | None,
+        mask: Tensor | None,
+        window: tuple[int, int],
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend as :class:`VanillaAttention` does, and return None for the logits."""
-        q, k, v = self._project(x)
-        bias = None if residual is None else residual.to(q.dtype)
+        q, k, v = tokens
+        bias = None if scores is None else scores.to(q.dtype)
         if mask is not None:
             keys = key_bias(mask, q.dtype)
             bias = keys if bias is None else bias + keys
@@ -103,10 +167,10 @@ class FusedVanillaAttention(VanillaAttention):
         if torch.compiler.is_exporting():
             # the exporter's own attention has another memory layout, which a later view depends on
             out = out.clone(memory_format=torch.contiguous_format)
-        return self.proj(merge(out, self.window, x.shape)), None
+        return out, None
 
 
-class LessAttention(nn.Module):
+class LessAttention(WindowedAttention):
     """Windowed attention whose logits are transformed from the previous layer's (paper, eq. 5).
 
     ``A^l = Psi A^{l-1} Theta^T``, output ``softmax(A^l) V``. Tokens give the values only: there are
@@ -114,48 +178,42 @@ class LessAttention(nn.Module):
 
     ``theta`` and ``psi`` hold the deviation from the identity, so that a new layer reuses the
     scores as they are and weight decay pulls back to that rather than to zero.
-
-    Args:
-        dim: Channels of a token.
-        num_heads: Heads; divides ``dim``.
-        window: Side of a window in tokens; ``N`` is its square.
-
-    Raises:
-        ValueError: If ``dim`` is no multiple of ``num_heads`` or ``window`` is below 1.
     """
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
-        super().__init__()
-        _check_shape(dim, num_heads, window)
-        self.num_heads = num_heads
-        self.window = window
+        super().__init__(dim, num_heads, window)
         self.theta = nn.Parameter(torch.zeros(window**2, window**2))
         self.psi = nn.Parameter(torch.zeros(window**2, window**2))
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(
-        self, x: Tensor, logits: Tensor, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Attend within each window by the transformed logits.
+    def _project_in(self, x: Tensor) -> Tensor:
+        return self.v(x)
 
-        Args:
-            x: Map of shape ``(B, h, w, dim)``.
-            logits: Scores of the previous layer, shape ``(groups, heads, N, N)``.
-            mask: Booleans of shape ``(groups, N)``, true where a token is real.
-
-        Returns:
-            Map of shape ``(B, h, w, dim)`` and logits of shape ``(groups, heads, N, N)``; logits of
-            padded tokens carry no meaning.
-        """
-        v = partition(self.v(x), self.window, self.num_heads)  # (groups, heads, N, d)
-        logits = saturate(logits.to(v.dtype))
-        eye = torch.eye(len(self.theta), dtype=self.theta.dtype, device=x.device)
-        theta, psi = (eye + self.theta).to(v.dtype), (eye + self.psi).to(v.dtype)
+    def _attend(
+        self,
+        tokens: Sequence[Tensor],
+        scores: Tensor | None,
+        mask: Tensor | None,
+        window: tuple[int, int],
+    ) -> tuple[Tensor, Tensor | None]:
+        (v,) = tokens
+        assert scores is not None
+        logits = saturate(scores.to(v.dtype))
+        theta, psi = (self._transform(t, window).to(v.dtype) for t in (self.theta, self.psi))
         logits = transform(logits, theta, psi, mask)
         # (groups, heads, N, N) x (groups, heads, N, d) -> (groups, heads, N, d)
-        out = softmax(logits, mask).to(v.dtype) @ v
-        return self.proj(merge(out, self.window, x.shape)), logits
+        return softmax(logits, mask).to(v.dtype) @ v, logits
+
+    def _transform(self, deviation: Tensor, window: tuple[int, int]) -> Tensor:
+        """The transform, ``(a * b, a * b)``, of the tokens that a window of ``a`` by ``b`` has."""
+        whole = deviation + torch.eye(
+            len(deviation), dtype=deviation.dtype, device=deviation.device
+        )
+        if window == (self.window, self.window):
+            return whole
+        n, (a, b) = self.window, window
+        return whole.view(n, n, n, n)[:a, :b, :a, :b].reshape(a * b, a * b)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Resize the transforms of another window size (docs/paper_to_code.md, decision 1)."""
@@ -169,12 +227,3 @@ class LessAttention(nn.Module):
                     level=logging.INFO,
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _check_shape(dim: int, num_heads: int, window: int) -> None:
-    if num_heads < 1 or dim < 1 or dim % num_heads:
-        raise ValueError(
-            f'num_heads={num_heads!r}: expected a whole number that divides dim={dim!r}'
-        )
-    if window < 1:
-        raise ValueError(f'window={window!r}: expected a whole number of at least 1')

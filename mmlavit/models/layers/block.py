@@ -1,13 +1,16 @@
 """The transformer block around either attention."""
 
+from collections.abc import Sequence
+
 import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
-from .attention import LessAttention, VanillaAttention
+from .attention import Scores, WindowedAttention
 from .ffn import ConvFFN
+from .regions import Region
 from .streamed_block import attend, feed_forward
-from .tiles import is_bare, is_streamed
+from .tiles import is_bare
 
 
 class Block(nn.Module):
@@ -22,7 +25,7 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        attention: VanillaAttention | LessAttention,
+        attention: WindowedAttention,
         dim: int,
         ffn_ratio: float,
         drop_path: float,
@@ -37,10 +40,11 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        logits: Tensor | None,
+        logits: Scores,
         mask: Tensor | None = None,
         real: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+        regions: Sequence[Region] | None = None,
+    ) -> tuple[Tensor, Scores]:
         """Transform a map and the attention logits that travel with it.
 
         Args:
@@ -50,23 +54,29 @@ class Block(nn.Module):
             mask: Booleans of shape ``(groups, N)``, true where a token is real.
             real: Booleans of shape ``(B, h, w)``, true where a token belongs to its image, None if
                 all do.
+            regions: Of the map, instead of padded windows and ``mask``; logits are then one tensor
+                a region.
 
         Returns:
-            Map of shape ``(B, h, w, dim)`` and this layer's logits, ``(groups, heads, N, N)``.
+            Map of shape ``(B, h, w, dim)`` and this layer's logits.
         """
-        if real is None and self._is_streamed(x):
-            x, logits = attend(self.norm1, self.attn, x, logits, mask)
+        if regions is not None and self._is_streamed():
+            assert not isinstance(logits, Tensor)
+            x, logits = attend(self.norm1, self.attn, x, logits, regions)
             return feed_forward(self.norm2, self.ffn, x), logits
-        tokens, logits = self.attn(self.norm1(x), logits, mask)
+        tokens, logits = self.attn(self.norm1(x), logits, mask, regions)
         x = x + self.drop_path(tokens)
         x = x + self.drop_path(self.ffn(self.norm2(x), real))
         return x, logits
 
-    def _is_streamed(self, x: Tensor) -> bool:
+    def is_bare(self) -> bool:
+        """Whether nobody hooked into the block or into its attention."""
+        return is_bare(self, self.attn) and isinstance(self.attn, WindowedAttention)
+
+    def _is_streamed(self) -> bool:
         """Whether to predict tile by tile."""
         return (
-            is_streamed(x)
-            and not (self.training or torch.is_grad_enabled())
-            and is_bare(self.norm1, self.attn, self.norm2, self.ffn)
+            not (self.training or torch.is_grad_enabled())
+            and is_bare(self.norm1, self.norm2, self.ffn)
             and self.ffn.is_plain()
         )

@@ -4,10 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .attention import Scores
 from .attention_residual import AttentionResidual
 from .block import Block
 from .embedding import PatchEmbed
 from .padding import real_patches
+from .regions import cut_pairs, join_pairs, regions
+from .tiles import is_streamed
 from .windows import window_mask
 
 
@@ -41,20 +44,21 @@ class Stage(nn.Module):
         self.with_cp = with_cp
 
     def forward(
-        self, x: Tensor, logits: Tensor | None, mask: Tensor | None, real: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        self, x: Tensor, logits: Scores, mask: Tensor | None, real: Tensor | None
+    ) -> tuple[Tensor, Scores, Tensor | None, Tensor | None]:
         """Run the stage.
 
         Args:
             x: The previous stage's map (or the image), ``(B, h, w, in_channels)``.
-            logits: The previous stage's last logits, ``(groups, in_heads, N, N)``.
+            logits: The previous stage's last logits, ``(groups, in_heads, N, N)``, or one tensor a
+                region (:mod:`~.regions`).
             mask: The previous stage's mask, ``(groups, N)``, true where a token is real.
             real: Booleans of shape ``(B, h, w)``, true where a token of ``x`` belongs to its image,
                 None if all do.
 
         Returns:
-            Map of shape ``(B, h', w', channels)``, the last logits, ``(groups', heads, N', N')``,
-            and mask and ``real`` of this stage.
+            Map of shape ``(B, h', w', channels)``, the last logits, ``(groups', heads, N', N')`` or
+            one tensor a region, and mask and ``real`` of this stage.
         """
         in_shape = x.shape
         if real is not None:
@@ -65,16 +69,28 @@ class Stage(nn.Module):
         in_mask, mask = mask, window_mask(out_size, self.window, x.device, real)
         if mask is not None and real is None:
             mask = mask.repeat(x.shape[0], 1)  # (B * windows, N)
-        start = None
+        fitted = regions(out_size, self.window) if self._is_fitted(x, real) else None
+        start: Scores = None
         if self.residual is not None:
-            assert logits is not None
-            start = self.residual(logits, in_shape, in_mask, mask)
+            if isinstance(logits, list):
+                # what lies outside the map is silent already
+                logits, in_mask = join_pairs(logits, in_shape, self.residual.in_window), None
+            whole = self.residual(logits, in_shape, in_mask, mask)
+            start = whole if fitted is None else cut_pairs(whole, x.shape, self.window)
         for i, block in enumerate(self.blocks):
             if i < self.num_vanilla:
                 # only the first vanilla layer is guided by the previous stage (paper, eq. 7)
                 logits = start if i == 0 else None
             if self.with_cp and torch.is_grad_enabled():
-                x, logits = checkpoint(block, x, logits, mask, real, use_reentrant=False)
+                x, logits = checkpoint(block, x, logits, mask, real, fitted, use_reentrant=False)
             else:
-                x, logits = block(x, logits, mask, real)
+                x, logits = block(x, logits, mask, real, fitted)
         return x, logits, mask, real
+
+    def _is_fitted(self, x: Tensor, real: Tensor | None) -> bool:
+        """Whether windows fit the map: on a CPU, where nobody reads the logits of whole windows."""
+        return (
+            real is None
+            and is_streamed(x)
+            and all(isinstance(block, Block) and block.is_bare() for block in self.blocks)
+        )

@@ -3,58 +3,79 @@
 Of what is as large as the map, only the results are made.
 """
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
-from .attention import LessAttention, VanillaAttention
+from .attention import WindowedAttention
 from .ffn import ConvFFN
-from .padding import ceil_divide
+from .regions import Region
 from .streamed_ffn import stream
-from .tiles import autocast_dtype, tile_mask, tiles
+from .tiles import autocast_dtype, tiles
 
 
 def attend(
     norm: nn.Module,
-    attention: VanillaAttention | LessAttention,
+    attention: WindowedAttention,
     x: Tensor,
-    logits: Tensor | None,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
+    scores: list[Tensor] | None,
+    regions: Sequence[Region],
+) -> tuple[Tensor, list[Tensor] | None]:
     """Add windowed attention to a map, some rows of windows at a time.
 
     Args:
         norm: What the attention sees the map through.
         attention: Either kind.
         x: Map of shape ``(B, h, w, dim)``.
-        logits: What the attention starts from, ``(groups, heads, N, N)``, or None.
-        mask: Booleans of shape ``(groups, N)``, true where a token is real.
+        scores: What the attention starts from, ``(groups, heads, a * b, a * b)`` for each region,
+            or None.
+        regions: Of the map.
 
     Returns:
-        Map of shape ``(B, h, w, dim)`` and the attention's logits, ``(groups, heads, N, N)``.
+        Map of shape ``(B, h, w, dim)`` and the attention's logits like ``scores``.
     """
-    n = attention.window
-    rows, cols = ceil_divide(x.shape[1], n), ceil_divide(x.shape[2], n)
     out = x.new_empty(x.shape)
-    out_logits: Tensor | None = None
-    for images, lines in tiles(x, 3 * x.shape[-1], n):
+    logits: list[Tensor] = []
+    for i, (lines, columns, window) in enumerate(regions):
+        part, out_part = x[:, lines, columns], out[:, lines, columns]
+        start = None if scores is None else scores[i]
+        done = _attend_region(norm, attention, part, start, window, out_part)
+        if done is not None:
+            logits.append(done)
+    return out, logits or None
+
+
+def _attend_region(
+    norm: nn.Module,
+    attention: WindowedAttention,
+    x: Tensor,
+    scores: Tensor | None,
+    window: tuple[int, int],
+    out: Tensor,
+) -> Tensor | None:
+    """Fill ``out``, shaped ``(B, h, w, dim)`` like ``x``; returns the logits."""
+    rows, cols = x.shape[1] // window[0], x.shape[2] // window[1]
+    logits: Tensor | None = None
+    for images, lines in tiles(x, 3 * x.shape[-1], window[0]):
         # (B * rows * cols, ...): a tile is a run of windows
         groups = slice(
-            (images.start * rows + lines.start // n) * cols,
-            ((images.stop - 1) * rows + ceil_divide(lines.stop, n)) * cols,
+            (images.start * rows + lines.start // window[0]) * cols,
+            ((images.stop - 1) * rows + lines.stop // window[0]) * cols,
         )
         tile = x[images, lines]
-        tokens, tile_logits = attention(
-            norm(tile), None if logits is None else logits[groups], tile_mask(mask, groups)
+        region = Region(slice(0, tile.shape[1]), slice(0, tile.shape[2]), window)
+        tokens, found = attention(
+            norm(tile), None if scores is None else [scores[groups]], None, [region]
         )
         torch.add(tile, tokens, out=out[images, lines])
-        if tile_logits is not None:
-            if out_logits is None:
-                shape = (len(x) * rows * cols, *tile_logits.shape[1:])
-                out_logits = tile_logits.new_empty(shape)
-            out_logits[groups] = tile_logits
-    return out, out_logits
+        if found is not None:
+            (found,) = found
+            if logits is None:
+                logits = found.new_empty(len(x) * rows * cols, *found.shape[1:])
+            logits[groups] = found
+    return logits
 
 
 def feed_forward(norm: nn.Module, ffn: ConvFFN, x: Tensor) -> Tensor:

@@ -57,13 +57,3 @@ def tiles(x: Tensor, channels: int, step: int) -> Iterator[tuple[slice, slice]]:
     for first in range(0, batch, images):
         for top in range(0, height, rows):
             yield slice(first, min(first + images, batch)), slice(top, min(top + rows, height))
-
-
-def tile_mask(mask: Tensor | None, groups: slice) -> Tensor | None:
-    """Cut a mask ``(groups, N)`` to a tile; None where the tile holds no padding.
-
-    Only a CPU looks: anywhere else the question would wait for the device.
-    """
-    if mask is None or (mask.device.type == 'cpu' and mask[groups].all()):
-        return None
-    return mask[groups]
