@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 def multiply_adds(config: dict[str, Any], size: Size) -> int:
     """Count the multiply-adds of a forward pass on one image: products and convolutions.
 
-    On the meta device nothing is computed: no tiles, whose common rows would count twice.
+    On the meta device nothing is computed: no tiles, whose common rows would count twice. LaViT's
+    windows fit the map there as they do on a CPU.
 
     Args:
         config: Backbone.

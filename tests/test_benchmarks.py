@@ -119,10 +119,15 @@ def test_multiply_adds_are_those_published(benchmark, peer, billions):
 
 
 def test_multiply_adds_of_lavit_do_not_depend_on_tiles(benchmark):
-    """At a size whose maps take several tiles on a CPU."""
-    counted = benchmark('counting').multiply_adds(dict(type='mmlavit.LaViT'), (512, 512))
-    parts = closed_formula(ARCHS['small'], side=512)
-    assert counted == sum(macs for part, (_, macs) in parts.items() if part != 'head')
+    """At sizes whose maps take several tiles on a CPU."""
+    for side in (448, 512):
+        counted = benchmark('counting').multiply_adds(dict(type='mmlavit.LaViT'), (side, side))
+        parts = closed_formula(ARCHS['small'], side=side)
+        padded = sum(macs for part, (_, macs) in parts.items() if part != 'head')
+        if side % (32 * 7) == 0:
+            assert counted == padded
+        else:  # windows fit the map
+            assert 0.98 * padded < counted < padded
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,9 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> dict[str, Coun
     """Count a model of mmpretrain, mmdet or mmseg, or a LaViTClassifier, for one image.
 
     Matrix products and convolutions are counted, those inside fused attention included; norms,
-    activations, interpolation and pooling are not, as in the papers' figures. Nothing is computed:
-    the model moves to the meta device, and is of no use afterwards.
+    activations, interpolation and pooling are not, as in the papers' figures. Windows at a map's
+    border count as whole ones, as a GPU computes them; on a CPU they cost less. Nothing is
+    computed: the model moves to the meta device, and is of no use afterwards.
 
     Args:
         model: The model.
