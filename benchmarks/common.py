@@ -191,9 +191,7 @@ def forward(model: Callable[..., object], images: Tensor, setting: Setting) -> N
         model(images)
 
 
-def training_step(
-    model: Callable[..., tuple[Tensor, ...]], images: Tensor, setting: Setting
-) -> None:
+def training_step(model: Callable[[Tensor], Any], images: Tensor, setting: Setting) -> None:
     """Add to the gradients of a backbone: forward and backward pass, no optimizer."""
     with setting.precision():
         maps = model(images)

@@ -102,7 +102,7 @@ def build_detector(name: str, backbone: dict[str, Any], device: torch.device) ->
 
 
 def predictor(
-    name: str, detector: nn.Module, size: tuple[int, int], device: torch.device
+    name: str, detector: Any, size: tuple[int, int], device: torch.device
 ) -> Callable[[], list[Any]]:
     """Prepare the prediction of one image as a test loop makes it, from pixels to results.
 

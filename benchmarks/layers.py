@@ -190,7 +190,8 @@ def _training_call(
     setting: Setting,
 ) -> Callable[[], None]:
     fitted, scores = _fit(attention, x, start)
-    inputs = [x.requires_grad_(), *(tensor.requires_grad_() for tensor in scores or [])]
+    starts = scores or ([] if start is None else [start])
+    inputs = [tensor.requires_grad_() for tensor in (x, *starts)]
     gradients: list[torch.Tensor] = []
 
     def call() -> None:
@@ -198,11 +199,11 @@ def _training_call(
         for tensor in inputs:
             tensor.grad = None
         with setting.precision():
-            if fitted is None:
-                results = [r for r in attention(x, *(scores or [None]), mask) if r is not None]
-            else:
+            if fitted is not None:
                 out, logits = attention(x, scores, None, fitted)
                 results = [out, *(logits or [])]
+            else:
+                results = [r for r in attention(x, start, mask) if r is not None]
         if not gradients:
             # LA's logits get one too: the next layer reads them
             gradients.extend(map(torch.randn_like, results))
@@ -218,7 +219,7 @@ def _fit(
 ) -> tuple[list[Region] | None, list[torch.Tensor] | None]:
     """The map's regions, on a CPU, and what the attention starts from, one tensor a region."""
     if x.device.type != 'cpu':
-        return None, None if start is None else [start]
+        return None, None
     scores = None if start is None else cut_pairs(start, x.shape, attention.window)
     return regions(x.shape[1:3], attention.window), scores
 

@@ -1,7 +1,7 @@
 """Time modules within a running model."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +18,7 @@ class Stopwatch:
     """
 
     def __init__(self, setting: Setting) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._device = setting.device
         self._start = 0.0
 

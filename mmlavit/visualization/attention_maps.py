@@ -59,6 +59,8 @@ def attach_attention_maps(
 ) -> list[RemovableHandle]:
     """Hand over the attention of each layer in every forward pass, without changing the pass.
 
+    Where windows do not cover a map, a CPU computes them whole for this, which changes rounding.
+
     Args:
         backbone: The backbone.
         receive: Called without gradients and outside autocast when a stage is finished, once for

@@ -9,13 +9,10 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .regions import Region, cut_map, join_map
+from .regions import Region, Scores, cut_map, join_map
 from .resize import resize_transform
 from .scores import key_bias, saturate, softmax, transform
 from .windows import merge, partition
-
-# of whole windows, or one tensor a region
-Scores = Tensor | list[Tensor] | None
 
 
 def is_window_transform(key: str) -> bool:
@@ -75,11 +72,11 @@ class WindowedAttention(nn.Module):
         if regions is None:
             assert not isinstance(scores, list)
             tokens = [partition(p, self.window, self.num_heads) for p in projected.chunk(parts, -1)]
-            out, logits = self._attend(tokens, scores, mask, (self.window, self.window))
+            out, logits = self.attend(tokens, scores, mask, (self.window, self.window))
             return self.proj(merge(out, self.window, x.shape)), logits
         assert not isinstance(scores, Tensor)
         found = [
-            self._attend(tokens, scores[i] if scores else None, None, regions[i].window)
+            self.attend(tokens, scores[i] if scores else None, None, regions[i].window)
             for i, tokens in enumerate(cut_map(projected, regions, self.num_heads, parts))
         ]
         out = join_map([tokens for tokens, _ in found], regions, x.shape)
@@ -89,14 +86,25 @@ class WindowedAttention(nn.Module):
         """Project a map to all that its tokens give, side by side in the channels."""
         raise NotImplementedError
 
-    def _attend(
+    def attend(
         self,
         tokens: Sequence[Tensor],
         scores: Tensor | None,
         mask: Tensor | None,
         window: tuple[int, int],
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend with what the tokens give, each ``(groups, heads, N, d)``."""
+        """Attend within windows of one shape.
+
+        Args:
+            tokens: Queries, keys and values or values alone, each ``(groups, heads, N, d)``.
+            scores: What the attention starts from, ``(groups, heads, N, N)``, or None.
+            mask: Booleans of shape ``(groups, N)``, true where a token is real.
+            window: Rows and columns of tokens; ``N`` is their product.
+
+        Returns:
+            Tokens of shape ``(groups, heads, N, d)`` and logits of shape ``(groups, heads, N, N)``,
+            None where no later layer reads them.
+        """
         raise NotImplementedError
 
 
@@ -129,13 +137,14 @@ class VanillaAttention(WindowedAttention):
     def _project_in(self, x: Tensor) -> Tensor:
         return self.qkv(x)
 
-    def _attend(
+    def attend(
         self,
         tokens: Sequence[Tensor],
         scores: Tensor | None,
         mask: Tensor | None,
         window: tuple[int, int],
     ) -> tuple[Tensor, Tensor | None]:
+        """Attend by queries and keys, as :meth:`WindowedAttention.attend` says."""
         q, k, v = tokens
         logits = self._score(q, k, scores)
         # (groups, heads, N, N) x (groups, heads, N, d) -> (groups, heads, N, d)
@@ -151,13 +160,14 @@ class VanillaAttention(WindowedAttention):
 class FusedVanillaAttention(VanillaAttention):
     """Vanilla attention whose logits no later layer reads: they are never written to memory."""
 
-    def _attend(
+    def attend(
         self,
         tokens: Sequence[Tensor],
         scores: Tensor | None,
         mask: Tensor | None,
         window: tuple[int, int],
     ) -> tuple[Tensor, Tensor | None]:
+        """Attend as :class:`VanillaAttention` does, and return None for the logits."""
         q, k, v = tokens
         bias = None if scores is None else scores.to(q.dtype)
         if mask is not None:
@@ -190,13 +200,14 @@ class LessAttention(WindowedAttention):
     def _project_in(self, x: Tensor) -> Tensor:
         return self.v(x)
 
-    def _attend(
+    def attend(
         self,
         tokens: Sequence[Tensor],
         scores: Tensor | None,
         mask: Tensor | None,
         window: tuple[int, int],
     ) -> tuple[Tensor, Tensor | None]:
+        """Attend by the transformed scores, as :meth:`WindowedAttention.attend` says."""
         (v,) = tokens
         assert scores is not None
         logits = saturate(scores.to(v.dtype))

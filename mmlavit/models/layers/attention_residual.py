@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .padding import ceil_divide
+from .regions import Scores, cut_pairs, join_pairs
 from .scores import silence
 
 
@@ -41,35 +42,52 @@ class AttentionResidual(nn.Module):
 
     def forward(
         self,
-        logits: Tensor,
+        logits: Scores,
         shape: Sequence[int],
         mask: Tensor | None = None,
         out_mask: Tensor | None = None,
-    ) -> Tensor:
+        fit: bool = False,
+    ) -> Scores:
         """Downsample the logits of a stage.
 
         Args:
-            logits: Scores of the previous stage's last layer, ``(B * windows, in_heads, N, N)``.
+            logits: Scores of the previous stage's last layer, ``(B * windows, in_heads, N, N)``, or
+                one tensor a region of its map.
             shape: Of the previous stage's map, beginning with ``(B, h, w)``.
             mask: Booleans of shape ``(B * windows, N)``, true where a token of the previous stage
                 is real, None if all are.
             out_mask: The same for the next stage, ``(B * next windows, N')``.
+            fit: Whether to return one tensor a region of the next map.
 
         Returns:
             Residual in float32 or better for the windows of the next map, whose sides are
-            ``ceil(h / 2)`` and ``ceil(w / 2)``: ``(B * next windows, out_heads, N', N')``.
+            ``ceil(h / 2)`` and ``ceil(w / 2)``: ``(B * next windows, out_heads, N', N')``, or a
+            list of ``(groups, out_heads, a * b, a * b)``.
         """
+        if isinstance(logits, list):
+            # what lies outside the map is 0 then
+            joined = logits[0] if mask is None else join_pairs(logits, shape, self.in_window)
+            logits, mask = joined, None
+        assert logits is not None
         # logits near the half-precision limit have squares beyond it
         # (on the meta device, where costs are counted, there is no autocast)
         device = 'cpu' if logits.is_meta else logits.device.type
         with torch.autocast(device, enabled=False):
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            scores = self._normalize(self._convolve(silence(logits, mask), shape), out_mask)
+            scores = self._convolve(silence(logits, mask), shape)
             weight = self.proj.weight.flatten(1) * self.layer_scale[:, None]  # (out_heads, H)
             weight = weight.to(scores.dtype)
+            if fit and out_mask is not None:
+                out_shape = (shape[0], ceil_divide(shape[1], 2), ceil_divide(shape[2], 2))
+                parts = cut_pairs(scores.transpose(0, 1), out_shape, self.out_window)
+                parts = [F.layer_norm(part, part.shape[-2:]) for part in parts]
+                # (out_heads, H) x (groups, H, (a * b)^2)
+                return [(weight @ p.flatten(2)).unflatten(2, p.shape[2:]) for p in parts]
+            scores = self._normalize(scores, out_mask)
             # (out_heads, H) x (H, B * next windows * N' * N')
             residual = (weight @ scores.flatten(1)).unflatten(1, scores.shape[1:])
-            return residual.transpose(0, 1)
+            residual = residual.transpose(0, 1)
+            return [residual] if fit else residual
 
     def _convolve(self, logits: Tensor, shape: Sequence[int]) -> Tensor:
         """``(B * windows, H, N, N) -> (H, B * next windows, N', N')``, by window and scatter-add.

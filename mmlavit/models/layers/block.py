@@ -6,9 +6,9 @@ import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
-from .attention import Scores, WindowedAttention
+from .attention import WindowedAttention
 from .ffn import ConvFFN
-from .regions import Region
+from .regions import Region, Scores
 from .streamed_block import attend, feed_forward
 from .tiles import is_bare
 

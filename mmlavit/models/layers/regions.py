@@ -12,6 +12,9 @@ from torch import Tensor
 
 from .padding import ceil_divide
 
+# of whole windows, or one tensor a region
+Scores = Tensor | list[Tensor] | None
+
 
 class Region(NamedTuple):
     """A part of a map that windows of one shape cover without a rest."""

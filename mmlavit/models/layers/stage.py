@@ -4,12 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Scores
 from .attention_residual import AttentionResidual
 from .block import Block
 from .embedding import PatchEmbed
 from .padding import real_patches
-from .regions import cut_pairs, join_pairs, regions
+from .regions import Scores, regions
 from .tiles import is_eager, is_streamed
 from .windows import window_mask
 
@@ -72,11 +71,7 @@ class Stage(nn.Module):
         fitted = regions(out_size, self.window) if self._is_fitted(x, real) else None
         start: Scores = None
         if self.residual is not None:
-            if isinstance(logits, list):
-                # what lies outside the map is silent already
-                logits, in_mask = join_pairs(logits, in_shape, self.residual.in_window), None
-            whole = self.residual(logits, in_shape, in_mask, mask)
-            start = whole if fitted is None else cut_pairs(whole, x.shape, self.window)
+            start = self.residual(logits, in_shape, in_mask, mask, fitted is not None)
         for i, block in enumerate(self.blocks):
             if i < self.num_vanilla:
                 # only the first vanilla layer is guided by the previous stage (paper, eq. 7)
