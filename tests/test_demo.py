@@ -51,3 +51,20 @@ def test_figures_below_their_targets_are_named():
         'detection: box AP is 74.9, below 75',
         'detection: mask AP is nan, below 68',
     ]
+
+
+def test_processes_share_a_batch_where_there_are_cores(tmp_path, monkeypatch):
+    """A batch of 8 is halved for two processes; a GPU or a single core takes it whole."""
+    commands = []
+    monkeypatch.setattr(DEMO, 'run', lambda *command: commands.append(command) or 1.0)
+    for device, cores in (('cpu', 2), ('cpu', 1), ('cuda', 2)):
+        monkeypatch.setattr(DEMO, 'get_device', lambda device=device: device)
+        monkeypatch.setattr(DEMO.os, 'cpu_count', lambda cores=cores: cores)
+        DEMO.train(DEMO.TASKS[1], tmp_path, ['a=1'])
+    config = 'configs/shapes/mask-rcnn_lavit-nano_shapes.py'
+    common = ('--work-dir', tmp_path, '--no-validate', '--cfg-options', 'a=1')
+    assert commands == [
+        ('tools/dist_train.sh', config, 2, *common, 'train_dataloader.batch_size=4'),
+        ('tools/train.py', config, *common),
+        ('tools/train.py', config, *common),
+    ]
