@@ -15,7 +15,7 @@ demo: setup ## train on the built-in Shapes data, small enough for two CPU cores
 	@$(RUN) tools/demo.py
 
 test: setup ## run the tests, a file a core
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## check format, lint and types; change nothing
 	@$(RUN) -m ruff format --check .

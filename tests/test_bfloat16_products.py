@@ -1,18 +1,9 @@
 """Products of bfloat16 in float32 are those of torch's kernels, but for the order of sums."""
 
-import importlib
-
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
 from small_models import make_backbone
-
-
-@pytest.fixture
-def products(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
-    return importlib.import_module('bfloat16_products').BFloat16Products
 
 
 def gradients(images, context):
@@ -22,11 +13,11 @@ def gradients(images, context):
     return torch.cat([p.grad.flatten() for p in backbone.parameters()])
 
 
-def test_a_training_step_has_the_gradients_of_bfloat16(products):
+def test_a_training_step_has_the_gradients_of_bfloat16(bfloat16_products):
     """They are much nearer to those of torch's own kernels than these are to float32."""
     images = torch.randn(2, 3, 96, 64)
     native = gradients(images, torch.enable_grad())
-    found = gradients(images, products())
+    found = gradients(images, bfloat16_products())
     with torch.autocast('cpu', enabled=False):
         backbone = make_backbone().train()
         sum(out.sin().mean() for out in backbone(images)).backward()
@@ -47,11 +38,11 @@ def test_a_training_step_has_the_gradients_of_bfloat16(products):
     ],
     ids=['mm', 'addmm', 'addmm.out', 'baddbmm', 'convolution', 'transposed', 'attention'],
 )
-def test_operators(function, products):
+def test_operators(function, bfloat16_products):
     """To the last digit of a bfloat16, and float32 stays as it is."""
     x = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
     expected, same = function(x.bfloat16()), function(x)
-    with products():
+    with bfloat16_products():
         found, untouched = function(x.bfloat16()), function(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-6)

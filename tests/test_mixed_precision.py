@@ -95,7 +95,7 @@ def test_gradients_point_where_float32_points(detector, batch):
         'shapes/retinanet_lavit-nano_shapes',
     ],
 )
-def test_other_detectors_train_validate_and_test(path, shapes, tmp_path):
+def test_other_detectors_train_validate_and_test(path, shapes, tmp_path, bfloat16_products):
     cfg = load(f'configs/{path}.py', shapes, tmp_path)
     cfg.model.backbone.arch = 'nano'
     fit_nano(cfg.model)
@@ -103,10 +103,11 @@ def test_other_detectors_train_validate_and_test(path, shapes, tmp_path):
     cfg.val_cfg.fp16 = cfg.test_cfg.fp16 = True
     runner, predicted = build_runner(cfg), []
     add_float32_operators(runner, cfg.val_cfg)
-    runner.train()
-    assert math.isfinite(runner.message_hub.get_scalar('train/loss').current())
-    runner.register_hook(Predictions(predicted))
-    runner.test()
+    with bfloat16_products():
+        runner.train()
+        assert math.isfinite(runner.message_hub.get_scalar('train/loss').current())
+        runner.register_hook(Predictions(predicted))
+        runner.test()
     assert predicted[0].pred_instances.bboxes.dtype == torch.float32
     assert not any(module._forward_hooks for module in runner.model.modules())
 
