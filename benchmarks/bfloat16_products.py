@@ -11,6 +11,7 @@ nowhere in between. Example:
 import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,8 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(f'usage: {sys.argv[0]} FILE [ARGUMENT ...]')
     del sys.argv[0]
+    if not Path(sys.argv[0]).is_file():
+        sys.exit(f'{sys.argv[0]}: no such file; expected a tool to run')
     with BFloat16Products():
         runpy.run_path(sys.argv[0], run_name='__main__')
 

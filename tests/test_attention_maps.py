@@ -133,6 +133,19 @@ def test_training_is_untouched(with_cp, distributed, monkeypatch):
     assert not any(a.attention.requires_grad for a in seen)
 
 
+def test_gradients_where_windows_do_not_cover_the_map():
+    """Hooks see whole windows there; without autocast, only rounding may differ."""
+    model, image, grads = TinyModel(out_indices=(3,)), torch.randn(2, 3, 64, 96), []
+    for attach in (False, True):
+        if attach:
+            attach_attention_maps(find_backbone(model), lambda layer: None)
+        model.zero_grad()
+        model(image, mode='loss')['loss'].backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_a_model_without_the_backbone_is_refused():
     """The message names the model."""
     with pytest.raises(UserError, match='Linear has no mmlavit.LaViT'):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -96,6 +97,8 @@ def test_gradients_point_where_float32_points(detector, batch):
     ],
 )
 def test_other_detectors_train_validate_and_test(path, shapes, tmp_path, bfloat16_products):
+    # torch's own kernels take a minute for a Cascade where there is no bfloat16
+    products = bfloat16_products if 'cascade' in path else nullcontext
     cfg = load(f'configs/{path}.py', shapes, tmp_path)
     cfg.model.backbone.arch = 'nano'
     fit_nano(cfg.model)
@@ -103,7 +106,7 @@ def test_other_detectors_train_validate_and_test(path, shapes, tmp_path, bfloat1
     cfg.val_cfg.fp16 = cfg.test_cfg.fp16 = True
     runner, predicted = build_runner(cfg), []
     add_float32_operators(runner, cfg.val_cfg)
-    with bfloat16_products():
+    with products():
         runner.train()
         assert math.isfinite(runner.message_hub.get_scalar('train/loss').current())
         runner.register_hook(Predictions(predicted))
