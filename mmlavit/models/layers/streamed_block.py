@@ -38,43 +38,47 @@ def attend(
     """
     out = x.new_empty(x.shape)
     logits: list[Tensor] = []
-    for i, (lines, columns, window) in enumerate(regions):
-        part, out_part = x[:, lines, columns], out[:, lines, columns]
-        start = None if scores is None else scores[i]
-        done = _attend_region(norm, attention, part, start, window, out_part)
-        if done is not None:
-            logits.append(done)
+    for lines, band in groupby(enumerate(regions), lambda item: item[1].rows):
+        numbers, places = zip(*band, strict=True)
+        start = None if scores is None else [scores[i] for i in numbers]
+        logits += _attend_band(norm, attention, x[:, lines], start, places, out[:, lines])
     return out, logits or None
 
 
-def _attend_region(
+def _attend_band(
     norm: nn.Module,
     attention: WindowedAttention,
     x: Tensor,
-    scores: Tensor | None,
-    window: tuple[int, int],
+    scores: list[Tensor] | None,
+    regions: Sequence[Region],
     out: Tensor,
-) -> Tensor | None:
-    """Fill ``out``, shaped ``(B, h, w, dim)`` like ``x``; returns the logits."""
-    rows, cols = x.shape[1] // window[0], x.shape[2] // window[1]
-    logits: Tensor | None = None
-    for images, lines in tiles(x, 3 * x.shape[-1], window[0]):
-        # (B * rows * cols, ...): a tile is a run of windows
-        groups = slice(
-            (images.start * rows + lines.start // window[0]) * cols,
-            ((images.stop - 1) * rows + lines.stop // window[0]) * cols,
-        )
+) -> list[Tensor]:
+    """Fill ``out``, shaped ``(B, h, w, dim)`` like ``x``; returns the logits of its regions.
+
+    The regions lie side by side: their windows have one height.
+    """
+    height = regions[0].window[0]
+    rows = x.shape[1] // height
+    columns = [(cols.stop - cols.start) // width for _, cols, (_, width) in regions]
+    logits: list[Tensor] = []
+    for images, lines in tiles(x, 3 * x.shape[-1], height):
         tile = x[images, lines]
-        region = Region(slice(0, tile.shape[1]), slice(0, tile.shape[2]), window)
-        tokens, found = attention(
-            norm(tile), None if scores is None else [scores[groups]], None, [region]
-        )
+        # rows of windows, counted through all images
+        first = images.start * rows + lines.start // height
+        last = (images.stop - 1) * rows + lines.stop // height
+        # (B * rows * columns, ...): a tile is a run of a region's windows
+        groups = [slice(first * count, last * count) for count in columns]
+        start = scores and [s[part] for s, part in zip(scores, groups, strict=True)]
+        inside = [region._replace(rows=slice(0, tile.shape[1])) for region in regions]
+        tokens, found = attention(norm(tile), start, None, inside)
         torch.add(tile, tokens, out=out[images, lines])
-        if found is not None:
-            (found,) = found
-            if logits is None:
-                logits = found.new_empty(len(x) * rows * cols, *found.shape[1:])
-            logits[groups] = found
+        if found is None:
+            continue
+        if not logits:
+            counts = [len(x) * rows * count for count in columns]
+            logits = [f.new_empty(n, *f.shape[1:]) for f, n in zip(found, counts, strict=True)]
+        for whole, part, run in zip(logits, found, groups, strict=True):
+            whole[run] = part
     return logits
 
 

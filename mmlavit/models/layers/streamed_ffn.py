@@ -100,13 +100,15 @@ class StreamedFFN(torch.autograd.Function):
                 conv = _convolve_tile(hidden[images], rows, kernel, kernel_bias)
                 if learns2:
                     _add_linear_gradients(sums[4], sums[5], mine, F.gelu(conv))
-                grad_conv = torch.ops.aten.gelu_backward(mine @ weight2, conv)
-                if last - first > rows.stop - rows.start:
-                    # rows outside the tile get no gradient from it
-                    around = (rows.start - first, last - rows.stop)
-                    grad_conv = F.pad(grad_conv, (0, 0, 0, 0, *around))
+                around = hidden[images, first:last]
+                # rows outside the tile get no gradient from it
+                grad_conv = torch.empty_like(around)
+                grad_conv[:, : rows.start - first] = 0
+                grad_conv[:, rows.stop - first :] = 0
+                inside = grad_conv[:, rows.start - first : rows.stop - first]
+                torch.ops.aten.gelu_backward(mine @ weight2, conv, grad_input=inside)
                 grad_hidden, *grad_kernel = _convolve_backward(
-                    grad_conv, hidden[images, first:last], kernel, learns_conv
+                    grad_conv, around, kernel, learns_conv
                 )
                 if learns_conv:
                     for total, part in zip(sums[2:4], grad_kernel, strict=True):
