@@ -6,7 +6,12 @@ from mmlavit.models.backbones.arch import Arch
 
 
 def closed_formula(
-    arch: Arch, side: int = 224, window: int = 7, classes: int = 1000, va_layers: tuple = ()
+    arch: Arch,
+    side: int = 224,
+    window: int = 7,
+    classes: int = 1000,
+    va_layers: tuple = (),
+    fitted: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Parameters and multiply-adds of each part, for square images.
 
@@ -16,6 +21,7 @@ def closed_formula(
         window: Side of a window, 7.
         classes: Classes of the linear head.
         va_layers: In place of those of ``arch``.
+        fitted: Whether windows at the border hold the map's tokens only, instead of padding.
     """
     params, macs = Counter(), Counter()
     cin, tokens, heads_before, windows_before = 3, side * side, 0, 0
@@ -25,7 +31,13 @@ def closed_formula(
         patch, h, hidden = (4, 2, 2, 2)[stage], c // arch.head_width, int(c * arch.ffn_ratio)
         tokens //= patch**2
         side //= patch
-        windows = (-(-side // window)) ** 2
+        whole, rest = divmod(side, window)
+        windows = (whole + (rest > 0)) ** 2
+        sizes = {n: windows}  # how many windows have how many tokens
+        if fitted:
+            sizes = {n: whole**2, window * rest: 2 * whole, rest**2: 1}
+        pairs = sum(count * size**2 for size, count in sizes.items())
+        triples = sum(count * size**3 for size, count in sizes.items())
         params['embedding'] += cin * patch**2 * c + c
         params['norms'] += 2 * c
         macs['embedding'] += tokens * cin * patch**2 * c
@@ -37,7 +49,7 @@ def closed_formula(
             macs[residual] += windows_before * heads_before * 4**2 * 4 * n * 4**2
             # spreading 16 taps over 7x4 rows and 7x4 columns of that matrix, for 4 parities
             macs[residual] += 4 * heads_before * (16 * 28 + 8 * 28 * 28)
-            macs[residual] += windows * heads_before * h * n * n
+            macs[residual] += heads_before * h * pairs
         for layer in range(depth):
             params['norms'] += 4 * c  # two LayerNorms
             params['FFN'] += c * hidden + hidden + 9 * hidden + hidden + hidden * c + c
@@ -45,13 +57,13 @@ def closed_formula(
             attention = 'vanilla attention (VA)' if layer < va else 'less attention (LA)'
             params[attention] += c * c + c  # projection
             # projection, attention times values
-            macs[attention] += tokens * c * c + windows * n * n * c
+            macs[attention] += tokens * c * c + pairs * c
             if layer < va:
                 params[attention] += 3 * c * c + 3 * c
-                macs[attention] += tokens * 3 * c * c + windows * n * n * c
+                macs[attention] += tokens * 3 * c * c + pairs * c
             else:
                 params[attention] += c * c + c + 2 * n * n
-                macs[attention] += tokens * c * c + windows * h * 2 * n**3
+                macs[attention] += tokens * c * c + h * 2 * triples
         cin, heads_before, windows_before = c, h, windows
     params['norms'] += 2 * cin
     params['head'] += classes * cin + classes
