@@ -1,12 +1,11 @@
 """What does not depend on the clock: multiply-adds, and the memory of a training step."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import Setting, Size, training_step
+from fresh_process import in_fresh_process
 from subjects import build_backbone, images_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,8 +33,7 @@ def multiply_adds(config: dict[str, Any], size: Size) -> int:
 def training_memory(config: dict[str, Any], size: Size, batch: int, setting: Setting) -> int | None:
     """Measure what a training step takes at its peak, in bytes above the loaded process.
 
-    A process of its own, since on a CPU the peak belongs to the process. Weights, gradients and
-    images are there before.
+    Weights, gradients and images are there before.
 
     Args:
         config: Backbone.
@@ -46,15 +44,12 @@ def training_memory(config: dict[str, Any], size: Size, batch: int, setting: Set
     Returns:
         Bytes; None where the system does not tell (a CPU under anything but Linux).
     """
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, mp_context=context) as executor:
-        return executor.submit(_training_memory, config, size, batch, setting).result()
+    return in_fresh_process(setting, _training_memory, config, size, batch, setting)
 
 
 def _training_memory(
     config: dict[str, Any], size: Size, batch: int, setting: Setting
 ) -> int | None:
-    torch.set_num_threads(setting.threads)
     device = setting.device
     model = build_backbone(config, device)
     model.train()

@@ -1,7 +1,7 @@
 """Compare LaViT with backbones of the installed packages: time, arithmetic and memory.
 
-All run in one process, one after the other in every round, so that they see the same machine.
-Examples::
+All run in one process, one after the other in every round, so that they see the same machine; each
+size has a process of its own. Examples::
 
     python benchmarks/speed.py --rounds 9 --growth --json speed.json --plot speed.png
     python benchmarks/speed.py --device cuda --dtype bf16 --batch 64 16 4 --compile
@@ -37,6 +37,7 @@ from common import (
 )
 from counting import multiply_adds, training_memory
 from detectors import time_detectors
+from fresh_process import in_fresh_process
 from plotting import plot
 from subjects import (
     CHECKPOINTED,
@@ -255,24 +256,26 @@ def time_growth(args: argparse.Namespace, setting: Setting) -> list[Row]:
             run = compiled(model, args.compile)
             calls[f'{name} {show_size(size)}'] = partial(forward, run, images, setting)
     seconds = interleave(calls, setting, 'growth')
-    rows, lines = [], []
+    rows: list[Row] = []
     for name in (LAVIT, REFERENCE):
         first, second = (seconds[f'{name} {show_size(size)}'] for size in (small, large))
-        growth = Spread.of(second / first / 4)
         rows.append(
             dict(part='growth', model=name, small=show_size(small), large=show_size(large),
                  milliseconds=[Spread.of(1000 * t)._asdict() for t in (first, second)],
-                 growth=growth._asdict())
+                 growth=Spread.of(second / first / 4)._asdict())
         )  # fmt: skip
-        times = [Spread.of(1000 * t).show(1) for t in (first, second)]
-        lines.append([name, *times, growth.show(2)])
-    columns = [
-        'backbone',
-        *(f'{show_size(s)}, ms' for s in (small, large)),
-        'time per pixel, grown',
-    ]
-    print_table('Forward pass of one image', columns, lines)
     return rows
+
+
+def print_growth(rows: Sequence[Row]) -> None:
+    """Print what :func:`time_growth` has found."""
+    sizes = (f'{rows[0][key]}, ms' for key in ('small', 'large'))
+    columns = ['backbone', *sizes, 'time per pixel, grown']
+    lines = []
+    for row in rows:
+        times = [Spread(**time).show(1) for time in row['milliseconds']]
+        lines.append([row['model'], *times, Spread(**row['growth']).show(2)])
+    print_table('Forward pass of one image', columns, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -282,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     if not args.no_backbones:
         for size, batch in zip(args.sizes, args.batch, strict=True):
-            found = time_backbones(size, batch, args, setting)
+            found = in_fresh_process(setting, time_backbones, size, batch, args, setting)
             if args.mode != 'forward' and not args.no_memory:
                 add_memory(found, size, batch, args, setting)
             print_backbones(found)
@@ -291,7 +294,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.plot:
             plot(rows, args.plot)
     if args.growth:
-        rows += time_growth(args, setting)
+        found = in_fresh_process(setting, time_growth, args, setting)
+        print_growth(found)
+        rows += found
         write_json(args.json, args, rows)
     if args.models:
         rows += time_detectors(args.arch, args.model_sizes, setting)

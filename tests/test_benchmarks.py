@@ -144,3 +144,23 @@ def test_wrong_options_end_in_one_message(benchmark, fails, argv, expected):
     """Nothing is measured before all options are known to fit."""
     small = (*TINY, '--sizes', '32', '--mode', 'forward', '--peers')
     assert expected in fails(benchmark('speed'), *small, *argv)
+
+
+def test_border_windows_compares_two_ways_of_one_model(benchmark, tmp_path, capsys, fails):
+    """A row for each pass; a GPU, where windows are whole, is refused before anything is timed."""
+    module, kept = benchmark('border_windows'), tmp_path / 'windows.json'
+    module.main([*TINY, '--sizes', '64x96', '--json', str(kept)])
+    printed = capsys.readouterr().out
+    rows = json.loads(kept.read_text())['rows']
+    assert [(row['mode'], row['size']) for row in rows] == [
+        ('forward', '64x96'),
+        ('training', '64x96'),
+    ]
+    for row in rows:
+        fitted, whole, ratio = (
+            row[key]['median']
+            for key in ('fitted_milliseconds', 'whole_milliseconds', 'fitted_over_whole')
+        )
+        assert ratio == pytest.approx(fitted / whole)
+        assert f'{ratio:.2f} ± 0.00' in printed
+    assert 'only on a CPU' in fails(module, *TINY, '--device', 'meta')

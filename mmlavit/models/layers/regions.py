@@ -56,9 +56,10 @@ class MapLayout(NamedTuple):
     def views(self, x: Tensor) -> Iterator[Tensor]:
         """``(B, rows, cols, heads, a, b, d)`` for each region and part; together, all of ``x``."""
         for rows, cols, (a, b) in self.regions:
-            # (B, rows, a, cols, b, parts, heads, d)
-            tokens = x[:, rows, cols].unflatten(2, (-1, b)).unflatten(1, (-1, a))
-            tokens = tokens.unflatten(-1, (self.parts, self.heads, -1))
+            tokens = x[:, rows, cols]
+            batch, h, w, _ = tokens.shape
+            # (B, rows, a, cols, b, parts, heads, d) -> (parts, B, rows, cols, heads, a, b, d)
+            tokens = tokens.view(batch, h // a, a, w // b, b, self.parts, self.heads, -1)
             yield from tokens.permute(5, 0, 1, 3, 6, 2, 4, 7).unbind()
 
 
@@ -77,7 +78,7 @@ class PairLayout(NamedTuple):
     def views(self, x: Tensor) -> Iterator[Tensor]:
         """``(B, rows, cols, heads, a, b, a, b)`` for each region."""
         n = self.window
-        x = x.unflatten(0, self.size).unflatten(-2, (n, n)).unflatten(-1, (n, n))
+        x = x.view(*self.size, -1, n, n, n, n)
         for rows, cols, (a, b) in self.regions:
             first, left = rows.start // n, cols.start // n
             last, right = ceil_divide(rows.stop, n), ceil_divide(cols.stop, n)
@@ -130,7 +131,7 @@ def cut_map(
     """
     taken = _Take.apply(MapLayout(x.shape, regions, heads, parts), x)
     # (B, rows, cols, heads, a, b, d) -> (groups, heads, a * b, d)
-    windows = [part.flatten(4, 5).flatten(0, 2) for part in taken]
+    windows = [part.view(-1, heads, part.shape[4] * part.shape[5], part.shape[6]) for part in taken]
     return [tuple(windows[i : i + parts]) for i in range(0, len(windows), parts)]
 
 
@@ -150,7 +151,7 @@ def join_map(windows: Sequence[Tensor], regions: Sequence[Region], shape: Sequen
     for tokens, (rows, cols, (a, b)) in zip(windows, regions, strict=True):
         counts = ((rows.stop - rows.start) // a, (cols.stop - cols.start) // b)
         # (groups, heads, a * b, d) -> (B, rows, cols, heads, a, b, d)
-        parts.append(tokens.unflatten(2, (a, b)).unflatten(0, (shape[0], *counts)))
+        parts.append(tokens.view(shape[0], *counts, heads, a, b, d))
     layout = MapLayout((*shape[:3], heads * d), regions, heads)
     return _Put.apply(layout, *parts)
 
