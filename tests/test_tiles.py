@@ -227,3 +227,12 @@ def test_frozen_layers_get_no_gradient():
                 assert parameter.grad is None
             else:
                 torch.testing.assert_close(parameter.grad, expected[name])
+
+
+def test_tiles_grow_with_threads_up_to_a_limit(monkeypatch):
+    maps = torch.empty(1, 2**14, 2**4, 2**6)  # 4 KiB a row, 64 MiB in all
+    heights = []
+    for threads in (1, 2, 1000):
+        monkeypatch.setattr(torch, 'get_num_threads', lambda threads=threads: threads)
+        heights.append(next(tiles.tiles(maps, 2**6, 1))[1].stop)
+    assert heights == [2**10, 2**11, 2**12]

@@ -75,9 +75,11 @@ class WindowedAttention(nn.Module):
             out, logits = self.attend(tokens, scores, mask, (self.window, self.window))
             return self.proj(merge(out, self.window, x.shape)), logits
         assert not isinstance(scores, Tensor)
+        windows = cut_map(projected, regions, self.num_heads, parts)
+        del projected
         found = [
             self.attend(tokens, scores[i] if scores else None, None, regions[i].window)
-            for i, tokens in enumerate(cut_map(projected, regions, self.num_heads, parts))
+            for i, tokens in enumerate(windows)
         ]
         out = join_map([tokens for tokens, _ in found], regions, x.shape)
         return self.proj(out), [part for _, part in found if part is not None] or None

@@ -72,6 +72,7 @@ def _attend_band(
         inside = [region._replace(rows=slice(0, tile.shape[1])) for region in regions]
         tokens, found = attention(norm(tile), start, None, inside)
         torch.add(tile, tokens, out=out[images, lines])
+        del tokens  # whose memory the next tile then finds in the cache
         if found is None:
             continue
         if not logits:
@@ -79,6 +80,7 @@ def _attend_band(
             logits = [f.new_empty(n, *f.shape[1:]) for f, n in zip(found, counts, strict=True)]
         for whole, part, run in zip(logits, found, groups, strict=True):
             whole[run] = part
+        del found, part
     return logits
 
 

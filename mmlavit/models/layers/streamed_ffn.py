@@ -4,7 +4,7 @@ The hidden map is four times as wide as the tokens. Where memory is fresh from t
 it costs more than the arithmetic on it, so it is worked on in tiles that stay in the cache.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -47,8 +47,12 @@ def stream(rows: Iterable[Tensor], height: int, parameters: tuple[Tensor, ...]) 
         conv = _convolve(hidden, kernel, kernel_bias)
         # at a cut, the convolution has padded where a row of another tile belongs
         first, last = int(above is not None), conv.shape[1] - int(done < height)
-        above = hidden[:, -2:]
-        yield F.linear(F.gelu(conv[:, first:last]), weight2, bias2)
+        # what is released here, the next tile finds in the cache: so keep a copy, not all rows
+        above = hidden[:, -2:].clone()
+        del hidden, new
+        out = F.linear(torch.ops.aten.gelu_(conv[:, first:last]), weight2, bias2)
+        del conv
+        yield out
 
 
 class StreamedFFN(torch.autograd.Function):
@@ -72,7 +76,9 @@ class StreamedFFN(torch.autograd.Function):
         hidden = F.linear(x, weight1, bias1)  # (B, h, w, hidden)
         out = x.new_empty(x.shape)
         for images, rows in tiles(x, len(weight1), 1):
-            activated = F.gelu(_convolve_tile(hidden[images], rows, kernel, kernel_bias))
+            activated = torch.ops.aten.gelu_(
+                _convolve_tile(hidden[images], rows, kernel, kernel_bias)
+            )
             tile = out[images, rows].view(-1, len(weight2))  # (tokens, dim)
             torch.addmm(bias2, activated.flatten(0, -2), weight2.T, out=tile)
         ctx.save_for_backward(hidden, x, weight1, bias1, kernel, kernel_bias, weight2, bias2)
@@ -92,38 +98,69 @@ class StreamedFFN(torch.autograd.Function):
         sums = [torch.zeros_like(p, dtype=_wide(p)) for p in parameters]
         grad_x = x.new_empty(x.shape)
         height = x.shape[1]
+        tail = (kernel, kernel_bias, weight2)
+        tail_sums = (sums[2:4] if learns_conv else [], sums[4:] if learns2 else [])
         for images, group in groupby(tiles(x, len(weight1), 1), key=lambda tile: tile[0]):
             partial: Tensor | None = None  # gradients of two hidden rows that the next tile adds to
             for _, rows in group:
-                first, last = max(rows.start - 1, 0), min(rows.stop + 1, height)
-                mine = grad[images, rows]
-                conv = _convolve_tile(hidden[images], rows, kernel, kernel_bias)
-                if learns2:
-                    _add_linear_gradients(sums[4], sums[5], mine, F.gelu(conv))
-                around = hidden[images, first:last]
-                # rows outside the tile get no gradient from it
-                grad_conv = torch.empty_like(around)
-                grad_conv[:, : rows.start - first] = 0
-                grad_conv[:, rows.stop - first :] = 0
-                inside = grad_conv[:, rows.start - first : rows.stop - first]
-                torch.ops.aten.gelu_backward(mine @ weight2, conv, grad_input=inside)
-                grad_hidden, *grad_kernel = _convolve_backward(
-                    grad_conv, around, kernel, learns_conv
-                )
-                if learns_conv:
-                    for total, part in zip(sums[2:4], grad_kernel, strict=True):
-                        total += part
+                grad_hidden = _tail_backward(grad[images], hidden[images], rows, tail, *tail_sums)
                 if partial is not None:
                     grad_hidden[:, :2] += partial
                 if rows.stop < height:
-                    partial = grad_hidden[:, -2:]
+                    partial = grad_hidden[:, -2:].clone()
                     grad_hidden = grad_hidden[:, :-2]
+                first = max(rows.start - 1, 0)
                 done = slice(first, first + grad_hidden.shape[1])
                 tile = grad_x[images, done].view(-1, weight1.shape[1])  # (tokens, dim)
                 torch.mm(grad_hidden.flatten(0, -2), weight1, out=tile)
                 if learns1:
-                    _add_linear_gradients(sums[0], sums[1], grad_hidden, x[images, done])
+                    _add_linear_gradients(grad_hidden, x[images, done], *sums[:2])
+                del grad_hidden
         return (grad_x, *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)))
+
+
+def _tail_backward(
+    grad: Tensor,
+    hidden: Tensor,
+    rows: slice,
+    parameters: tuple[Tensor, ...],
+    conv_sums: Sequence[Tensor],
+    linear_sums: Sequence[Tensor],
+) -> Tensor:
+    """Go back through second linear layer, GELU and convolution, for some rows of the output.
+
+    Args:
+        grad: Of the output, ``(B, h, w, dim)``.
+        hidden: Input of the convolution, ``(B, h, w, hidden)``.
+        rows: Of the output.
+        parameters: Kernel and bias of the convolution, weight of the linear layer.
+        conv_sums: Gradients of kernel and bias to add to; empty if they are frozen.
+        linear_sums: The same, of the linear layer.
+
+    Returns:
+        Gradient of the hidden rows that the tile reads, ``(B, rows + 2, w, hidden)``; at the upper
+        and lower border of the map one row less.
+    """
+    kernel, kernel_bias, weight2 = parameters
+    conv = _convolve_tile(hidden, rows, kernel, kernel_bias)
+    grad = grad[:, rows]
+    if linear_sums:
+        _add_linear_gradients(grad, F.gelu(conv), *linear_sums)
+    first, last = max(rows.start - 1, 0), min(rows.stop + 1, hidden.shape[1])
+    around = hidden[:, first:last]
+    grad_conv = torch.empty_like(around)
+    # rows outside the tile get no gradient from it
+    grad_conv[:, : rows.start - first] = 0
+    grad_conv[:, rows.stop - first :] = 0
+    inside = grad_conv[:, rows.start - first : rows.stop - first]
+    # one image, or all rows: (B * rows * w, dim) x (dim, hidden) fills a run of memory
+    torch.mm(grad.flatten(0, -2), weight2, out=inside.view(-1, len(kernel)))
+    torch.ops.aten.gelu_backward(inside, conv, grad_input=inside)
+    del conv
+    grad_hidden, *grads = _convolve_backward(grad_conv, around, kernel, bool(conv_sums))
+    for total, part in zip(conv_sums, grads, strict=False):
+        total += part
+    return grad_hidden
 
 
 def _plain(
@@ -177,8 +214,8 @@ def _convolve_backward(
     return grad_hidden.permute(0, 2, 3, 1), grad_kernel, grad_bias
 
 
-def _add_linear_gradients(weight: Tensor, bias: Tensor, grad: Tensor, x: Tensor) -> None:
-    """Add a linear layer's gradients for outputs ``(..., out)`` and inputs ``(..., in)``."""
+def _add_linear_gradients(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Add to a linear layer's gradients, for those of ``(..., out)`` and inputs ``(..., in)``."""
     grad, x = grad.flatten(0, -2), x.flatten(0, -2)
     weight.addmm_(grad.T.to(weight.dtype), x.to(weight.dtype))
     bias += grad.sum(0, dtype=bias.dtype)

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-# Bytes that a tile's widest temporary may take: of 1 to 8 MiB the fastest (docs/performance.md).
+# Bytes a thread that a tile's widest temporary may take (docs/performance.md).
 TILE_BYTES = 2**22
+# Bytes in all: well below the 32 MiB from which glibc maps a tensor anew, however many threads.
+MOST_TILE_BYTES = 2**24
 
 
 def is_streamed(x: Tensor) -> bool:
@@ -51,7 +53,8 @@ def tiles(x: Tensor, channels: int, step: int) -> Iterator[tuple[slice, slice]]:
         Slices of the images and of the rows of a tile.
     """
     batch, height, width, _ = x.shape
-    rows = TILE_BYTES // (width * channels * x.element_size())
+    budget = min(TILE_BYTES * torch.get_num_threads(), MOST_TILE_BYTES)
+    rows = budget // (width * channels * x.element_size())
     images = max(rows // height, 1)
     rows = max(rows // step, 1) * step
     for first in range(0, batch, images):
