@@ -76,7 +76,7 @@ class WindowedAttention(nn.Module):
             return self.proj(merge(out, self.window, x.shape)), logits
         assert not isinstance(scores, Tensor)
         windows = cut_map(projected, regions, self.num_heads, parts)
-        del projected
+        del projected  # the windows are copies: its memory may serve the attention
         found = [
             self.attend(tokens, scores[i] if scores else None, None, regions[i].window)
             for i, tokens in enumerate(windows)
