@@ -171,5 +171,7 @@ def test_halves_of_a_batch_give_the_gradients_of_the_batch(
                 assert step.keys() == whole.keys()
                 for key, grad in step.items():
                     error = (grad - whole[key]).norm()
+                    # mmdet makes the scales of FCOS in single precision, whatever the default is
+                    tolerance = 1e-10 if grad.dtype is torch.float64 else 1e-6
                     # a level of FCOS without a box has no gradient
-                    assert error <= 1e-10 * whole[key].norm(), (CASES[number], key)
+                    assert error <= tolerance * whole[key].norm(), (CASES[number], key)
