@@ -47,8 +47,8 @@ def closed_formula(
             # a product over the keys (49) for each of 4x4 cells of 2x2 queries and 4x4 cells of
             # keys of a window of 7; then the 1x1
             macs[residual] += windows_before * heads_before * 4**2 * 4 * n * 4**2
-            # spreading 16 taps over 7x4 rows and 7x4 columns of that matrix, for 4 parities
-            macs[residual] += 4 * heads_before * (16 * 28 + 8 * 28 * 28)
+            # spreading 16 taps over 7x4 rows and 7x4 columns of that matrix, for 2 parities of each
+            macs[residual] += heads_before * (16 * 56 + 8 * 56 * 56)
             macs[residual] += heads_before * h * pairs
         for layer in range(depth):
             params['norms'] += 4 * c  # two LayerNorms

@@ -107,6 +107,8 @@ class AttentionResidual(nn.Module):
         # the last place takes what falls outside the next map's windows
         out = scores.new_zeros(heads * batch, length + 1)
         parities = (0, 1) if n % 2 else (0,)
+        taps = self._key_taps(len(parities)).to(scores.dtype)
+        rows_of, cols_of = self._scatter_indices((rows, cols), (out_rows, out_cols))
         # an open number of windows, in a graph that is exported, may be more than one
         for py in (0,) if isinstance(rows, int) and rows == 1 else parities:
             for px in (0,) if isinstance(cols, int) and cols == 1 else parities:
@@ -119,64 +121,71 @@ class AttentionResidual(nn.Module):
                 # (H, B * r * c * m * m, 4 * N) x (H, 4 * N, m * m): queries meet in the row, keys
                 # in the product
                 # not -1: a graph may find no window of a parity
-                cells = cells.reshape(heads, batch * r * c * m * m, 4 * n * n) @ self._key_taps(
-                    py, px
-                ).to(cells.dtype)
-                index = self._scatter_index(
-                    torch.arange(py, rows, len(parities), device=out.device),
-                    torch.arange(px, cols, len(parities), device=out.device),
-                    (out_rows, out_cols),
+                cells = cells.reshape(heads, batch * r * c * m * m, 4 * n * n) @ taps[py, px]
+                # (r, c, query y, query x, key y, key x)
+                index = (
+                    rows_of[py :: len(parities), None, :, None, :, None]
+                    + cols_of[None, px :: len(parities), None, :, None, :]
                 )
-                index = index.expand(heads * batch, -1)
-                out = out.scatter_add(1, index, cells.view(heads * batch, r * c * m**4))
+                index = index.clamp(max=length).view(1, -1).expand(heads * batch, -1)
+                out.scatter_add_(1, index, cells.view(heads * batch, r * c * m**4))
         groups = batch * out_rows * out_cols
         return out[:, :length].reshape(heads, groups, self.out_window**2, self.out_window**2)
 
-    def _key_taps(self, py: int, px: int) -> Tensor:
-        """The kernel as a matrix from a query cell's keys to key cells, ``(H, 4 * N, m * m)``.
+    def _key_taps(self, parities: int) -> Tensor:
+        """The kernel as matrices from a query cell's keys to key cells.
 
         Args:
-            py: Key rows that come before the window in its first cell.
-            px: Key columns that do.
+            parities: How many key rows, and columns, may come before the window in its first cell.
+
+        Returns:
+            Matrices of shape ``(parities, parities, H, 4 * N, m * m)``, those of 0 first.
         """
         n, m = self.in_window, (self.in_window + 1) // 2
+        device = self.kernel.device
+        place = torch.arange(parities, device=device)[:, None] + torch.arange(n, device=device)
+        # (parities, n, m, 2): whether a key is the first or the second of a cell
+        taps = place[:, :, None] == torch.arange(2 * m, device=device)
+        taps = taps.to(self.kernel.dtype).unflatten(-1, (m, 2))
+        # query tap (a, b), key tap (c, d), parity (p, q), key (y, x), key cell (i, j)
+        matrix = torch.einsum('habcd,pyic,qxjd->pqhabyxij', self.kernel, taps, taps)
+        return matrix.reshape(parities, parities, len(self.kernel), 4 * n * n, m * m)
 
-        def taps(offset: int) -> Tensor:
-            """``(n, m, 2)``: whether a key is the first or the second of a cell."""
-            place = torch.arange(offset, n + offset, device=self.kernel.device)
-            cell = torch.arange(m, device=place.device)[:, None]
-            first_second = torch.arange(2, device=place.device)
-            return (place[:, None, None] == 2 * cell + first_second).to(self.kernel.dtype)
+    def _scatter_indices(
+        self, size: tuple[int, int], out_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Where each downsampled pair goes, flat over an image's logits of the next stage.
 
-        # query tap (a, b), key tap (c, d), key (y, x), key cell (i, j)
-        matrix = torch.einsum('habcd,yic,xjd->habyxij', self.kernel, taps(py), taps(px))
-        return matrix.reshape(len(matrix), 4 * n * n, m * m)
+        The place is the sum of a part for the row axis and one for the column axis. A pair whose
+        ends fall into different windows of the next map, or outside it, gets a part that is too
+        large.
 
-    def _scatter_index(self, rows: Tensor, cols: Tensor, windows: tuple[int, int]) -> Tensor:
-        """Where each downsampled pair of the given windows goes, flat over the next stage's logits.
+        Args:
+            size: Rows and columns of windows.
+            out_size: The same of the next stage.
 
-        The flat index is a sum of a part for the row axis and one for the column axis. A pair whose
-        ends fall into different windows of the next map, or outside it, gets the index after the
-        last.
+        Returns:
+            The parts of the rows of windows, ``(rows, m, m)``, a query's and a key's row of cells
+            behind it, and of the columns, ``(cols, m, m)``.
         """
         tokens = self.out_window**2
-        length = windows[0] * windows[1] * tokens**2
+        length = out_size[0] * out_size[1] * tokens**2
+        cells = torch.arange((self.in_window + 1) // 2, device=self.kernel.device)
 
-        def axis(starts: Tensor, count: int, window_step: int, token_step: int) -> Tensor:
-            first = starts * self.in_window // 2
-            cell = first[:, None] + torch.arange((self.in_window + 1) // 2, device=starts.device)
-            window = cell // self.out_window  # (starts, m)
+        def axis(windows: int, count: int, window_step: int, token_step: int) -> Tensor:
+            first = torch.arange(windows, device=cells.device) * self.in_window // 2
+            cell = first[:, None] + cells  # (windows, m)
+            window = cell // self.out_window
             token = cell % self.out_window * token_step
             index = window * window_step + token * tokens  # part of the query
-            index = index[:, :, None] + token[:, None, :]  # (starts, m, m), the key's part added
+            index = index[:, :, None] + token[:, None, :]  # (windows, m, m), the key's part added
             together = (window[:, :, None] == window[:, None, :]) & (window < count)[:, :, None]
             return index.masked_fill(~together, length)
 
-        y = axis(rows, windows[0], windows[1] * tokens**2, self.out_window)
-        x = axis(cols, windows[1], tokens**2, 1)
-        # (rows, cols, query y, query x, key y, key x)
-        index = y[:, None, :, None, :, None] + x[None, :, None, :, None, :]
-        return index.clamp(max=length).view(1, -1)
+        return (
+            axis(size[0], out_size[0], out_size[1] * tokens**2, self.out_window),
+            axis(size[1], out_size[1], tokens**2, 1),
+        )
 
     def _normalize(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         """Zero mean and unit variance over the real pairs of each window and head.
