@@ -20,6 +20,7 @@ from ..layers import (
     PatchEmbed,
     Stage,
     VanillaAttention,
+    channels_first,
     real_pixels,
 )
 from ..pretrained import load_pretrained
@@ -140,9 +141,7 @@ class LaViT(BaseModule):
         for i, stage in enumerate(self.stages):
             x, logits, mask, real = stage(x, logits, mask, real)
             if i in self.out_indices:
-                out = self.get_submodule(f'norm{i}')(x)
-                # RoIAlign reads raw memory: a permuted view would come out as garbage
-                outs.append(out.permute(0, 3, 1, 2).contiguous())
+                outs.append(channels_first(self.get_submodule(f'norm{i}')(x)))
         return tuple(outs)
 
     def init_weights(self) -> None:

@@ -3,6 +3,7 @@
 from .attention import FusedVanillaAttention, LessAttention, VanillaAttention, is_window_transform
 from .attention_residual import AttentionResidual
 from .block import Block
+from .channels_first import channels_first
 from .embedding import PatchEmbed
 from .ffn import ConvFFN
 from .padding import PAD_VALUE, real_pixels
@@ -20,6 +21,7 @@ __all__ = [
     'PatchEmbed',
     'Stage',
     'VanillaAttention',
+    'channels_first',
     'is_window_transform',
     'merge',
     'partition',
