@@ -7,6 +7,8 @@ import torch
 
 from mmlavit.models import LaViT, LessAttention
 from mmlavit.models.layers import ConvFFN, block, ffn, stage, tiles, window_mask
+from mmlavit.models.layers.attention import WindowedAttention
+from mmlavit.models.layers.regions import regions
 
 ARCH = {'channels': (8, 8, 16, 16), 'depths': (2, 3, 3, 2), 'va_layers': (1, 1, 2, 1),
         'head_width': 8}  # fmt: skip
@@ -140,13 +142,16 @@ class Adapter(torch.nn.Module):
         return 2 * self.layer(x)
 
 
-@pytest.mark.parametrize('layer', ['fc1', 'dwconv', 'fc2'])
+@pytest.mark.parametrize(
+    ('owner', 'layer'),
+    [(ConvFFN, 'fc1'), (ConvFFN, 'dwconv'), (ConvFFN, 'fc2'), (WindowedAttention, 'proj')],
+)
 @pytest.mark.parametrize('training', [False, True])
-def test_adapters_in_the_feed_forward_network_are_called(layer, training):
+def test_adapters_are_called(owner, layer, training):
     lavit, images = model().train(training), torch.randn(1, 3, 64, 64, dtype=torch.float64)
     found = copy.deepcopy(lavit)
     for part, replaced in zip(list(lavit.modules()), list(found.modules()), strict=True):
-        if isinstance(part, ConvFFN):
+        if isinstance(part, owner):
             for parameter in getattr(part, layer).parameters():
                 parameter.data *= 2
             setattr(replaced, layer, Adapter(getattr(replaced, layer)))
@@ -165,7 +170,10 @@ def test_dynamic_quantization():
             assert (got - expected).norm() < 0.1 * expected.norm()
 
 
-@pytest.mark.parametrize('name', ['norm1', 'attn', 'norm2', 'ffn', 'ffn.fc1', 'ffn.dwconv'])
+@pytest.mark.parametrize(
+    'name',
+    ['norm1', 'attn', 'attn.qkv', 'attn.proj', 'norm2', 'ffn', 'ffn.fc1', 'ffn.dwconv'],
+)
 def test_hooks_see_whole_maps_once(name):
     lavit, images = model().eval(), torch.randn(3, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
@@ -178,6 +186,21 @@ def test_hooks_see_whole_maps_once(name):
     for got, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
     assert len(seen) == 1 and len(seen[0]) == 4 and seen[0][0] == 3
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16])
+def test_logits_are_written_where_asked(dtype):
+    """In half precision they are not: there a product may overflow, and is kept finite."""
+    layer = model().to(dtype).stages[0].blocks[1].attn
+    x, places = torch.randn(2, 6, 7, 8, dtype=dtype), regions((6, 7), 3)
+    shapes = [(2 * 2 * 2, 1, 9, 9), (2 * 2 * 1, 1, 3, 3)]
+    scores = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    out = [torch.empty(shape, dtype=dtype) for shape in shapes]
+    with torch.no_grad():
+        expected = layer.mix(x, scores, places)
+        mixed, logits = layer.mix(x, scores, places, out)
+    torch.testing.assert_close((mixed, logits), expected, rtol=0, atol=0)
+    assert all((a is b) is (dtype is torch.float64) for a, b in zip(logits, out, strict=True))
 
 
 def test_second_derivatives():

@@ -67,22 +67,46 @@ class WindowedAttention(nn.Module):
             Map of shape ``(B, h, w, dim)`` and logits like ``scores``, None where no later layer
             reads them; logits of padded tokens carry no meaning.
         """
+        if regions is not None:
+            assert not isinstance(scores, Tensor)
+            mixed, found = self.mix(x, scores, regions)
+            return self.proj(mixed), found
+        assert not isinstance(scores, list)
         projected = self._project_in(x)  # (B, h, w, parts * dim)
-        parts = projected.shape[-1] // x.shape[-1]
-        if regions is None:
-            assert not isinstance(scores, list)
-            tokens = [partition(p, self.window, self.num_heads) for p in projected.chunk(parts, -1)]
-            out, logits = self.attend(tokens, scores, mask, (self.window, self.window))
-            return self.proj(merge(out, self.window, x.shape)), logits
-        assert not isinstance(scores, Tensor)
-        windows = cut_map(projected, regions, self.num_heads, parts)
+        parts = projected.chunk(projected.shape[-1] // x.shape[-1], -1)
+        tokens = [partition(part, self.window, self.num_heads) for part in parts]
+        out, logits = self.attend(tokens, scores, mask, (self.window, self.window))
+        return self.proj(merge(out, self.window, x.shape)), logits
+
+    def mix(
+        self,
+        x: Tensor,
+        scores: Sequence[Tensor] | None,
+        regions: Sequence[Region],
+        out: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        """Attend within each window of a map's regions, without the projection that follows.
+
+        Args:
+            x: Map of shape ``(B, h, w, dim)``.
+            scores: What the attention starts from, ``(groups, heads, a * b, a * b)`` for each
+                region, or None.
+            regions: Of the map.
+            out: Where the logits may be written, shaped like them.
+
+        Returns:
+            Map of shape ``(B, h, w, dim)`` and logits like ``scores``: a tensor of ``out`` itself
+            if they were written there.
+        """
+        projected = self._project_in(x)  # (B, h, w, parts * dim)
+        windows = cut_map(projected, regions, self.num_heads, projected.shape[-1] // x.shape[-1])
         del projected  # the windows are copies: its memory may serve the attention
-        found = [
-            self.attend(tokens, scores[i] if scores else None, None, regions[i].window)
-            for i, tokens in enumerate(windows)
-        ]
-        out = join_map([tokens for tokens, _ in found], regions, x.shape)
-        return self.proj(out), [part for _, part in found if part is not None] or None
+        found: list[tuple[Tensor, Tensor | None]] = []
+        for i, tokens in enumerate(windows):
+            start, place = scores[i] if scores else None, out[i] if out else None
+            found.append(self.attend(tokens, start, None, regions[i].window, place))
+        mixed = join_map([tokens for tokens, _ in found], regions, x.shape)
+        return mixed, [part for _, part in found if part is not None] or None
 
     def _project_in(self, x: Tensor) -> Tensor:
         """Project a map to all that its tokens give, side by side in the channels."""
@@ -94,6 +118,7 @@ class WindowedAttention(nn.Module):
         scores: Tensor | None,
         mask: Tensor | None,
         window: tuple[int, int],
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend within windows of one shape.
 
@@ -102,6 +127,7 @@ class WindowedAttention(nn.Module):
             scores: What the attention starts from, ``(groups, heads, N, N)``, or None.
             mask: Booleans of shape ``(groups, N)``, true where a token is real.
             window: Rows and columns of tokens; ``N`` is their product.
+            out: Where the logits may be written, ``(groups, heads, N, N)``.
 
         Returns:
             Tokens of shape ``(groups, heads, N, d)`` and logits of shape ``(groups, heads, N, N)``,
@@ -145,6 +171,7 @@ class VanillaAttention(WindowedAttention):
         scores: Tensor | None,
         mask: Tensor | None,
         window: tuple[int, int],
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend by queries and keys, as :meth:`WindowedAttention.attend` says."""
         q, k, v = tokens
@@ -168,6 +195,7 @@ class FusedVanillaAttention(VanillaAttention):
         scores: Tensor | None,
         mask: Tensor | None,
         window: tuple[int, int],
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend as :class:`VanillaAttention` does, and return None for the logits."""
         q, k, v = tokens
@@ -175,11 +203,11 @@ class FusedVanillaAttention(VanillaAttention):
         if mask is not None:
             keys = key_bias(mask, q.dtype)
             bias = keys if bias is None else bias + keys
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         if torch.compiler.is_exporting():
             # the exporter's own attention has another memory layout, which a later view depends on
-            out = out.clone(memory_format=torch.contiguous_format)
-        return out, None
+            attended = attended.clone(memory_format=torch.contiguous_format)
+        return attended, None
 
 
 class LessAttention(WindowedAttention):
@@ -208,13 +236,14 @@ class LessAttention(WindowedAttention):
         scores: Tensor | None,
         mask: Tensor | None,
         window: tuple[int, int],
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend by the transformed scores, as :meth:`WindowedAttention.attend` says."""
         (v,) = tokens
         assert scores is not None
         logits = saturate(scores.to(v.dtype))
         theta, psi = (self._transform(t, window).to(v.dtype) for t in (self.theta, self.psi))
-        logits = transform(logits, theta, psi, mask)
+        logits = transform(logits, theta, psi, mask, out)
         # (groups, heads, N, N) x (groups, heads, N, d) -> (groups, heads, N, d)
         return softmax(logits, mask).to(v.dtype) @ v, logits
 

@@ -77,6 +77,6 @@ class Block(nn.Module):
         """Whether to predict tile by tile."""
         return (
             not (self.training or torch.is_grad_enabled())
-            and is_bare(self.norm1, self.norm2, self.ffn)
+            and is_bare(self.norm1, *self.attn.children(), self.norm2, self.ffn)
             and self.ffn.is_plain()
         )

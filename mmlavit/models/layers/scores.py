@@ -52,7 +52,9 @@ def softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
     return logits.softmax(-1, dtype=dtype)
 
 
-def transform(logits: Tensor, theta: Tensor, psi: Tensor, mask: Tensor | None) -> Tensor:
+def transform(
+    logits: Tensor, theta: Tensor, psi: Tensor, mask: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     """``Psi A Theta^T`` (paper, eq. 5).
 
     Args:
@@ -60,10 +62,14 @@ def transform(logits: Tensor, theta: Tensor, psi: Tensor, mask: Tensor | None) -
         theta: Transform of the keys, ``(N, N)``.
         psi: Transform of the queries, ``(N, N)``.
         mask: Booleans of shape ``(groups, N)``, true where a token is real.
+        out: Where to write the result, of the type and shape of ``logits``; without gradients.
     """
     groups, heads, n, _ = logits.shape
     # (groups, heads, N, N) x (N, N)
     half = saturate(silence(logits, mask) @ theta.T)
     # (groups * heads, N, N) x (groups * heads, N, N), with one Psi for all
-    left = psi.expand(groups * heads, n, n)
-    return saturate(torch.bmm(left, half.flatten(0, 1)).view_as(logits))
+    left, right = psi.expand(groups * heads, n, n), half.flatten(0, 1)
+    if out is not None and out.dtype is not torch.float16:
+        torch.bmm(left, right, out=out.flatten(0, 1))
+        return out
+    return saturate(torch.bmm(left, right).view_as(logits))

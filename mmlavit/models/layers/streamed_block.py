@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import WindowedAttention
@@ -70,17 +71,20 @@ def _attend_band(
         groups = [slice(first * count, last * count) for count in columns]
         start = scores and [s[part] for s, part in zip(scores, groups, strict=True)]
         inside = [region._replace(rows=slice(0, tile.shape[1])) for region in regions]
-        tokens, found = attention(norm(tile), start, None, inside)
-        torch.add(tile, tokens, out=out[images, lines])
+        # known from the first tile on
+        places = [whole[run] for whole, run in zip(logits, groups, strict=True)] if logits else None
+        tokens, found = attention.mix(norm(tile), start, inside, places)
+        _add_projection(tile, tokens, attention.proj, out[images, lines])
         del tokens  # whose memory the next tile then finds in the cache
-        if found is None:
-            continue
-        if not logits:
+        if found is not None and places is None:
             counts = [len(x) * rows * count for count in columns]
             logits = [f.new_empty(n, *f.shape[1:]) for f, n in zip(found, counts, strict=True)]
-        for whole, part, run in zip(logits, found, groups, strict=True):
-            whole[run] = part
-        del found, part
+            places = [whole[run] for whole, run in zip(logits, groups, strict=True)]
+        for place, part in zip(places or [], found or [], strict=True):
+            if part is not place:
+                place.copy_(part)
+            del part
+        del found
     return logits
 
 
@@ -92,13 +96,43 @@ def feed_forward(norm: nn.Module, ffn: ConvFFN, x: Tensor) -> Tensor:
         ffn: The network.
         x: Map of shape ``(B, h, w, dim)``, which nobody else uses.
     """
-    dtype, layers = autocast_dtype(x), ffn.cast_layers(x)
+    dtype, (*layers, weight, bias) = autocast_dtype(x), ffn.cast_layers(x)
     height = x.shape[1]
     # the rows that a tile reads have not been written yet
     for images, group in groupby(tiles(x, ffn.fc1.out_features, 2), key=lambda tile: tile[0]):
         top = 0
         normed = (norm(x[images, lines]).to(dtype) for _, lines in group)
         for tile in stream(normed, height, layers):
-            x[images, top : top + tile.shape[1]] += tile
-            top += tile.shape[1]
+            lines = slice(top, top + tile.shape[1])
+            _add_linear(x[images, lines], tile, weight, bias, x[images, lines])
+            del tile
+            top = lines.stop
     return x
+
+
+def _add_projection(x: Tensor, tokens: Tensor, proj: nn.Linear, out: Tensor) -> None:
+    """Fill ``out`` with ``x + proj(tokens)``; all are maps of shape ``(B, h, w, dim)``."""
+    # an adapter or a quantized layer wants to be called
+    if type(proj) is nn.Linear:
+        _add_linear(x, tokens, proj.weight.to(tokens.dtype), proj.bias.to(tokens.dtype), out)
+    else:
+        torch.add(x, proj(tokens), out=out)
+
+
+def _add_linear(x: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Fill ``out``, which may be ``x``, with ``x + tokens weight^T + bias``.
+
+    Args:
+        x: Map of shape ``(B, h, w, dim)``.
+        tokens: Map of shape ``(B, h, w, in)``.
+        weight: Matrix of shape ``(dim, in)``.
+        bias: Vector of shape ``(dim,)``.
+        out: Map of shape ``(B, h, w, dim)``.
+    """
+    if tokens.dtype != out.dtype or not out.is_contiguous():
+        torch.add(x, F.linear(tokens, weight, bias), out=out)
+        return
+    torch.add(x, bias, out=out)
+    flat = out.view(-1, out.shape[-1])
+    # (tokens, in) x (in, dim), added where the sum is kept: no copy of the bias, no other map
+    torch.addmm(flat, tokens.flatten(0, -2), weight.T, out=flat)

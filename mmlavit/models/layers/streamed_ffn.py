@@ -16,8 +16,8 @@ from .second_order import differentiable_gradients
 from .tiles import tiles
 
 
-def stream(rows: Iterable[Tensor], height: int, parameters: tuple[Tensor, ...]) -> Iterator[Tensor]:
-    """Predict row by row, without the hidden map.
+def stream(rows: Iterable[Tensor], height: int, parameters: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Predict row by row all but the second linear layer, without the hidden map.
 
     A row comes out when the one below it is known, so the last row of a tile comes with the next.
 
@@ -25,13 +25,12 @@ def stream(rows: Iterable[Tensor], height: int, parameters: tuple[Tensor, ...]) 
         rows: Consecutive rows of maps, each of shape ``(B, rows, w, dim)`` with at least 2 rows
             but for the last. Several maps come whole, in one tile.
         height: Rows in all.
-        parameters: Weight and bias of the first linear layer, the convolution and the second linear
-            layer.
+        parameters: Weight and bias of the first linear layer and the convolution.
 
     Yields:
-        Consecutive rows of the result, ``(B, rows, w, dim)``.
+        Consecutive rows of what the second linear layer reads, ``(B, rows, w, hidden)``.
     """
-    weight1, bias1, kernel, kernel_bias, weight2, bias2 = parameters
+    weight1, bias1, kernel, kernel_bias = parameters
     above: Tensor | None = None  # the last two hidden rows of the tile before
     done = 0
     for tile in rows:
@@ -50,9 +49,10 @@ def stream(rows: Iterable[Tensor], height: int, parameters: tuple[Tensor, ...]) 
         # what is released here, the next tile finds in the cache: so keep a copy, not all rows
         above = hidden[:, -2:].clone()
         del hidden, new
-        out = F.linear(torch.ops.aten.gelu_(conv[:, first:last]), weight2, bias2)
+        out = torch.ops.aten.gelu_(conv[:, first:last])
         del conv
         yield out
+        del out
 
 
 class StreamedFFN(torch.autograd.Function):
