@@ -169,6 +169,26 @@ def test_adapters_are_called(owner, layer, training):
             torch.testing.assert_close(got, expected)
 
 
+class DoubledAttention(LessAttention):
+    """An attention with a forward pass of its own."""
+
+    def forward(self, *args):
+        out, logits = super().forward(*args)
+        return 2 * out, logits
+
+
+def test_an_attention_with_its_own_forward_pass_is_called():
+    lavit, images = model().eval(), torch.randn(1, 3, 50, 90, dtype=torch.float64)
+    found = copy.deepcopy(lavit)
+    for part, replaced in zip(list(lavit.modules()), list(found.modules()), strict=True):
+        if isinstance(part, LessAttention):
+            part.proj.weight.data *= 2
+            replaced.__class__ = DoubledAttention
+    with torch.no_grad():
+        for got, expected in zip(found(images), lavit(images), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
 def test_dynamic_quantization():
     """Its layers have methods where others have weights."""
     lavit, images = model().float().eval(), torch.randn(1, 3, 64, 64)

@@ -70,8 +70,8 @@ class Block(nn.Module):
         return x, logits
 
     def is_bare(self) -> bool:
-        """Whether nobody hooked into the block or into its attention."""
-        return is_bare(self, self.attn) and isinstance(self.attn, WindowedAttention)
+        """Whether nobody hooked into the block or into its attention, or replaced the latter."""
+        return is_bare(self, self.attn) and type(self.attn).forward is WindowedAttention.forward
 
     def _is_streamed(self) -> bool:
         """Whether to predict tile by tile."""
