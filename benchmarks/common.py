@@ -1,27 +1,28 @@
-"""What the benchmarks share: options, interleaved timing, and how results are shown and kept."""
+"""What the benchmarks share: options, and how results are shown and kept."""
 
 import argparse
 import json
 import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import version
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from rich.box import MARKDOWN
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor
+from timing import Setting
 
 from mmlavit.models.backbones.arch import ARCHS
 
+ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-PACKAGES = ('mmlavit', 'torch', 'onedl-mmdetection', 'onedl-mmsegmentation', 'onedl-mmpretrain')
+# what the peers come from
+PACKAGES = ('onedl-mmdetection', 'onedl-mmsegmentation', 'onedl-mmpretrain', 'timm')
 # batches hold about as many pixels as one image of COCO
 BATCH_PIXELS = 800 * 1344
 
@@ -29,49 +30,8 @@ Size = tuple[int, int]
 Row = dict[str, Any]
 
 
-class Setting(NamedTuple):
-    """How everything in a run is executed.
-
-    Attributes:
-        device: Where.
-        dtype: float32, or what autocast uses.
-        threads: Threads of an operator on a CPU.
-        rounds: How often everything is measured.
-        seconds: What a measurement lasts at least; fast calls are repeated.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    threads: int
-    rounds: int
-    seconds: float
-
-    def precision(self) -> AbstractContextManager:
-        """Enter mixed precision, unless float32 is asked for."""
-        if self.dtype is torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
-
-
-class Spread(NamedTuple):
-    """Median of several rounds, and half the range that holds their middle half."""
-
-    median: float
-    half_range: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> 'Spread':
-        """Summarize one value a round."""
-        low, median, high = np.percentile(values, (25, 50, 75))
-        return cls(float(median), float(high - low) / 2)
-
-    def show(self, digits: int) -> str:
-        """Write as ``median ± half_range``."""
-        return f'{self.median:.{digits}f} ± {self.half_range:.{digits}f}'
-
-
 def add_options(parser: argparse.ArgumentParser, sizes: Sequence[Size]) -> None:
-    """Add the options that all benchmarks have.
+    """Add the options of everything that is timed.
 
     Args:
         parser: The script's own.
@@ -109,10 +69,33 @@ def add_options(parser: argparse.ArgumentParser, sizes: Sequence[Size]) -> None:
         metavar='S',
         help='what a measurement lasts at least (%(default)s)',
     )
+    add_json(parser)
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """Add the option to time compiled modules too."""
+    parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='time everything compiled as well, and compare the faster way of each side; on a CPU '
+        'compiling takes minutes a model',
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option to keep the results."""
     parser.add_argument('--json', type=output_file, metavar='FILE', help='write all figures there')
 
 
-def read_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Setting:
+def read_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line, and remember it as ``args.command``."""
+    args = parser.parse_args(argv)
+    script = f'benchmarks/{Path(sys.argv[0]).name}'
+    args.command = shlex.join(['python', script, *(sys.argv[1:] if argv is None else argv)])
+    return args
+
+
+def read_setting(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Setting:
     """Complete ``args.batch``, and set up torch.
 
     Args:
@@ -132,87 +115,25 @@ def read_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> S
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     return Setting(
-        args.device, DTYPES[args.dtype], torch.get_num_threads(), args.rounds, args.min_seconds
+        args.device,
+        DTYPES[args.dtype],
+        torch.get_num_threads(),
+        args.rounds,
+        args.min_seconds,
+        getattr(args, 'compile', False),
     )
 
 
-def interleave(
-    calls: Mapping[str, Callable[[], object]], setting: Setting, title: str
-) -> dict[str, np.ndarray]:
-    """Time several calls, one after the other in every round, so that all see the same machine.
-
-    Args:
-        calls: What to time, by name. Each is called twice before the first round.
-        setting: How.
-        title: Stands beside the progress bar.
-
-    Returns:
-        Seconds of each call, one value a round.
-    """
-    names = list(calls)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    with progress_bar() as progress:
-        task = progress.add_task(title, total=len(names) * (setting.rounds + 1))
-        repeats = {}
-        for name in names:
-            progress.update(task, description=f'{title}: {name}, warm-up')
-            calls[name]()
-            repeats[name] = max(1, round(setting.seconds / clock(calls[name], setting)))
-            progress.advance(task)
-        for i in range(setting.rounds):
-            # nobody always runs behind the same neighbour
-            first = i % len(names)
-            for name in names[first:] + names[:first]:
-                progress.update(task, description=f'{title}: {name}')
-                seconds[name].append(clock(calls[name], setting, repeats[name]))
-                progress.advance(task)
-    return {name: np.array(values) for name, values in seconds.items()}
-
-
-def clock(call: Callable[[], object], setting: Setting, repeats: int = 1) -> float:
-    """Seconds of one call, as a mean of ``repeats``."""
-    synchronize(setting.device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    synchronize(setting.device)
-    return (time.perf_counter() - start) / repeats
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was asked for."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-
-
-def forward(model: Callable[..., object], images: Tensor, setting: Setting) -> None:
-    """Predict as the toolboxes do."""
-    with torch.no_grad(), setting.precision():
-        model(images)
-
-
-def training_step(model: Callable[[Tensor], Any], images: Tensor, setting: Setting) -> None:
-    """Add to the gradients of a backbone: forward and backward pass, no optimizer."""
-    with setting.precision():
-        maps = model(images)
-        # One channel of each: the mean of a map behind a LayerNorm has no gradient.
-        loss = torch.stack([x[:, 0].sum() for x in maps]).sum()
-    loss.backward()
-
-
-def progress_bar() -> Progress:
-    """Make a bar on stderr that vanishes when done, so that stdout holds the results only."""
-    console = Console(stderr=True)
-    return Progress(console=console, transient=True, disable=not console.is_terminal)
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table in Markdown.
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], args: argparse.Namespace
+) -> None:
+    """Print a table in Markdown, under the command that makes it and what it ran on.
 
     Args:
         title: Its caption.
         columns: Their names; all but the first are aligned on the right.
         rows: Cells of each row.
+        args: Options of the script.
     """
     table = Table(box=MARKDOWN)
     for i, column in enumerate(columns):
@@ -221,52 +142,72 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_row(*row)
     # wider than any table: a line that a terminal breaks can still be copied
     console = Console(width=400, highlight=False)
-    console.print(f'\n{title}\n')
     with console.capture() as capture:
         console.print(table)
     lines = (line.strip() for line in capture.get().splitlines())
+    origin = ', '.join(f'{key} {value}' for key, value in machine(args).items())
+    print(f'\n{title}\n\n    {args.command}\n\n{origin}\n')
     print('\n'.join(line for line in lines if line), flush=True)
 
 
-def write_json(path: Path | None, args: argparse.Namespace, rows: Sequence[Row]) -> None:
-    """Write everything measured so far, with what it was measured on.
+def write_json(args: argparse.Namespace, rows: Sequence[Row]) -> None:
+    """Write everything measured so far to ``args.json``, with what it was measured on.
 
     Args:
-        path: The file, None for none.
         args: Options of the script.
         rows: What was measured.
     """
-    if path is None:
+    if args.json is None:
         return
     options = {key: str(value) if isinstance(value, (Path, torch.device)) else value
                for key, value in vars(args).items()}  # fmt: skip
-    content = {'machine': machine(args.device), 'options': options, 'rows': rows}
-    path.write_text(json.dumps(content, indent=2))
+    content = {
+        'command': args.command, 'machine': machine(args), 'options': options, 'rows': rows
+    }  # fmt: skip
+    args.json.write_text(json.dumps(content, indent=2))
 
 
-def machine(device: torch.device) -> Row:
-    """Tell on what and with which releases a run was measured."""
-    cpu = platform.processor()
-    info = Path('/proc/cpuinfo')
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith('model name')]
-        cpu = names[0].partition(':')[2].strip() if names else cpu
-    found = {
-        'cpu': cpu,
-        'vector instructions': torch.backends.cpu.get_cpu_capability(),
-        'threads': torch.get_num_threads(),
-        'python': platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-    }
-    if device.type == 'cuda':
-        found['gpu'] = torch.cuda.get_device_name(device)
+def machine(args: argparse.Namespace) -> Row:
+    """Tell which code a run has measured, on what, and with which releases."""
+    found = {'commit': commit()}
+    device = getattr(args, 'device', None)
+    if device is not None:
+        found['dtype'] = args.dtype
+        found['cpu'] = _cpu()
+        found['vector instructions'] = torch.backends.cpu.get_cpu_capability()
+        found['threads'] = str(torch.get_num_threads())
+        if device.type == 'cuda':
+            found['gpu'] = torch.cuda.get_device_name(device)
+    found['python'] = platform.python_version()
+    found['torch'] = torch.__version__
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # then there is no peer from it
+            continue
     return found
 
 
-def print_machine(args: argparse.Namespace) -> None:
-    """Print the line that belongs above every table."""
-    print(', '.join(f'{key} {value}' for key, value in machine(args.device).items()))
-    print(f'{args.dtype}, {args.rounds} rounds', flush=True)
+def commit() -> str:
+    """Name the commit of this checkout; ``'unknown'`` outside one."""
+    # the folder of this checkout alone: a copy of the code within another is none of its commits
+    git = ['git', f'--git-dir={ROOT / ".git"}', f'--work-tree={ROOT}']
+    try:
+        done = subprocess.run(
+            [*git, 'describe', '--always', '--dirty'], capture_output=True, text=True, cwd=ROOT
+        )
+    except FileNotFoundError:
+        return 'unknown'
+    return done.stdout.strip() or 'unknown'
+
+
+def _cpu() -> str:
+    info = Path('/proc/cpuinfo')
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor()
 
 
 def show_size(size: Size) -> str:

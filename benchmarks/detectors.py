@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Row, Setting, Size, Spread, interleave, print_table, show_size
+from common import Row, Size, show_size
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from subjects import LAVIT, REFERENCE, backbone_configs
+from subjects import LAVIT, REFERENCE, subjects_of
+from timing import Setting, Spread, interleave
 from torch import nn
 
 from mmlavit.models.backbones.arch import ARCHS
@@ -35,11 +36,12 @@ def time_detectors(arch: str, sizes: Sequence[Size], setting: Setting) -> list[R
     Returns:
         One row a model, size and backbone.
     """
-    configs = backbone_configs(arch, [])
-    rows, lines = [], []
+    subjects = subjects_of(arch, [])
+    rows: list[Row] = []
     for task in DETECTORS:
         detectors = {
-            name: build_detector(task, configs[name], setting.device) for name in (LAVIT, REFERENCE)
+            name: build_detector(task, subjects[name].config, setting.device)
+            for name in (LAVIT, REFERENCE)
         }
         for size in sizes:
             predict = {
@@ -61,12 +63,6 @@ def time_detectors(arch: str, sizes: Sequence[Size], setting: Setting) -> list[R
                          milliseconds=milliseconds._asdict(), speed_over_swin=ratio._asdict(),
                          boxes=boxes[name])
                 )  # fmt: skip
-                found = '' if boxes[name] is None else str(boxes[name])
-                lines.append(
-                    [task, show_size(size), name, milliseconds.show(1), ratio.show(2), found]
-                )
-    columns = ['model', 'image', 'backbone', 'ms', 'images/s over Swin-T', 'boxes']
-    print_table('Prediction of one image, random weights', columns, lines)
     return rows
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import torch
-from common import Setting
+from timing import Setting
 
 Args = ParamSpec('Args')
 Result = TypeVar('Result')

@@ -1,11 +1,11 @@
-"""Time less attention (LA) against the vanilla attention (VA) it replaces, and what guides stages.
+"""Time less attention (LA) against the vanilla attention (VA) it replaces, and what goes with it.
 
-Four tables: the attention modules' forward pass, and forward and backward pass, on their own; the
-attention residual's (AR) share of a forward pass of the model; and the whole model over its twin
-without LA. Examples::
+Two tables: the attention modules of each stage on their own, and the whole model over its all-VA
+baseline, with the shares that the attention residual (AR) has of a forward pass and the
+diagonality-preserving (DP) loss of a training step. Examples::
 
     python benchmarks/layers.py --rounds 9 --json layers.json
-    python benchmarks/layers.py --device cuda --dtype bf16 --batch 64 16 4
+    python benchmarks/layers.py --device cuda --dtype bf16 --batch 64 16 4 --compile
 
 Times are medians of the rounds, ± half of the range that holds their middle half; ratios and
 shares are medians of those of each round. VA is fused: it writes no logits to memory.
@@ -14,34 +14,33 @@ shares are medians of those of each round. VA is fused: it writes no logits to m
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from common import (
     Row,
-    Setting,
     Size,
-    Spread,
+    add_compile,
     add_options,
-    forward,
-    interleave,
     positive,
-    print_machine,
     print_table,
     read_options,
+    read_setting,
     show_size,
-    training_step,
     write_json,
 )
-from stopwatch import Stopwatch, time_parts
-from torch import nn
+from recipe import TrainingLoss, forward, training_step
+from timing import Setting, Spread, best, interleave, time_ways
+from torch import Tensor, nn
 
 from mmlavit.models import LaViT
-from mmlavit.models.layers import FusedVanillaAttention, LessAttention, window_mask
-from mmlavit.models.layers.regions import Region, cut_pairs, regions
-from mmlavit.models.layers.streamed_block import attend
+from mmlavit.models.layers import AttentionResidual, LessAttention, VanillaAttention
+from mmlavit.ops import Windows
+from mmlavit.ops.windows import ceil_divide
 
 SIZES = ((224, 224), (512, 512), (800, 1344))
+RATIO = ('LA, ms', 'VA, ms', 'LA over VA')
 
 
 def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]:
@@ -50,160 +49,74 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser, SIZES)
-    parser.add_argument(
-        '--windows',
-        nargs='+',
-        type=positive,
-        default=[7, 14],
-        metavar='N',
-        help='sides of windows (7 14)',
-    )
-    args = parser.parse_args(argv)
-    return args, read_options(parser, args)
+    add_compile(parser)
+    parser.add_argument('--window', type=positive, default=7, help='its side (%(default)s)')
+    args = read_options(parser, argv)
+    return args, read_setting(parser, args)
 
 
-def time_residual(
-    size: Size, batch: int, window: int, args: argparse.Namespace, setting: Setting
-) -> Row:
-    """Time the attention residuals within a forward pass of LaViT.
-
-    Args:
-        size: ``(h, w)`` of the images.
-        batch: Images.
-        window: Side of a window.
-        args: Options.
-        setting: How.
-
-    Returns:
-        Their share of the pass.
-    """
-    model = LaViT(args.arch, window_size=window).to(setting.device).eval()
-    images = torch.randn(batch, 3, *size, device=setting.device)
-    watch = Stopwatch(setting)
-    for i, stage in enumerate(model.stages):
-        if stage.residual is not None:
-            watch.watch(f'residual {i}', stage.residual)
-    title = f'{show_size(size)}, window {window}'
-    found = time_parts(partial(forward, model, images, setting), watch, setting, title)
-    shares = {i: found[f'residual {i}'] / found['all'] for i in range(1, 4)}
-    return dict(
-        part='residual', size=show_size(size), batch=batch, window=window,
-        share=Spread.of(sum(shares.values()))._asdict(),
-        stages={i + 1: Spread.of(share)._asdict() for i, share in shares.items()},
-    )  # fmt: skip
-
-
-def time_attention(
-    mode: str,
-    size: Size,
-    batch: int,
-    windows: Sequence[int],
-    args: argparse.Namespace,
-    setting: Setting,
-) -> list[Row]:
+def time_attention(size: Size, batch: int, args: argparse.Namespace, setting: Setting) -> list[Row]:
     """Time the attention modules of each stage, on their own.
 
     Args:
-        mode: ``'forward'``, or ``'training'`` for forward and backward pass.
         size: ``(h, w)`` of the images that the stages' maps belong to.
         batch: Images.
-        windows: Sides of windows; stages whose map is smaller are left out.
         args: Options.
         setting: How.
 
     Returns:
-        One row a window and stage.
+        Two rows a stage: forward pass, forward and backward pass.
     """
     arch = LaViT(args.arch).arch
-    make = {'forward': _forward_call, 'training': _training_call}[mode]
     rows: list[Row] = []
-    calls: dict[str, Callable[[], object]] = {}
-    for window in windows:
+    for mode, step in (('forward', _predict), ('training', _train)):
+        calls: dict[str, tuple[nn.Module, Callable[[Any], object]]] = {}
+        found: list[Row] = []
         for i, dim in enumerate(arch.channels):
-            h, w = (-(-side // (4 * 2**i)) for side in size)
-            if min(h, w) < window:
-                continue
-            heads = dim // arch.head_width
-            for name, kind in (('LA', LessAttention), ('VA', FusedVanillaAttention)):
-                attention = kind(dim, heads, window).to(setting.device)
-                key = f'{name}, window {window}, stage {i + 1}'
-                calls[key] = make(attention, *_inputs(attention, (batch, h, w, dim), setting),
-                                  setting)  # fmt: skip
-            rows.append(
-                dict(part=f'attention, {mode}', size=show_size(size), batch=batch, window=window,
-                     stage=i + 1, channels=dim, heads=heads, map=show_size((h, w)))
+            h, w = (ceil_divide(side, 4 * 2**i) for side in size)
+            windows, heads = Windows(args.window, batch, h, w), dim // arch.head_width
+            x = torch.randn(batch, h, w, dim, device=setting.device)
+            # as the layer before hands them on
+            groups, n = batch * windows.rows * windows.cols, args.window**2
+            logits = torch.randn(groups, heads, n, n, device=setting.device, dtype=setting.dtype)
+            la = LessAttention(dim, args.window).to(setting.device)
+            va = VanillaAttention(dim, heads, keep_logits=False).to(setting.device)
+            calls[f'LA {i}'] = la, step(x, logits, windows, setting)
+            calls[f'VA {i}'] = va, step(x, None, windows, setting)
+            found.append(
+                dict(part='attention', mode=mode, stage=i + 1, channels=dim, heads=heads,
+                     map=show_size((h, w)), batch=batch)
             )  # fmt: skip
-    seconds = interleave(calls, setting, f'attention, {mode}')
-    for row in rows:
-        key = f'window {row["window"]}, stage {row["stage"]}'
-        row.update(_compare(seconds[f'LA, {key}'], seconds[f'VA, {key}']))
+        times = time_ways(calls, setting, f'attention, {mode}')
+        for i, row in enumerate(found):
+            row.update(_compare(best(times[f'LA {i}']), best(times[f'VA {i}'])))
+        rows += found
     return rows
 
 
-def _inputs(
-    attention: LessAttention | FusedVanillaAttention,
-    shape: tuple[int, int, int, int],
-    setting: Setting,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """A map ``(B, h, w, dim)``, the logits that LA starts from, and the mask of its windows."""
-    batch, h, w, _ = shape
-    device, heads, window = setting.device, attention.num_heads, attention.window
-    groups = batch * -(-h // window) * -(-w // window)
-    start = None
-    if isinstance(attention, LessAttention):
-        # as the layer before hands them on
-        scores = (groups, heads, window**2, window**2)
-        start = torch.randn(scores, device=device, dtype=setting.dtype)
-    mask = window_mask((h, w), window, device)
-    return (
-        torch.randn(shape, device=device),
-        start,
-        None if mask is None else mask.repeat(batch, 1),
-    )
-
-
-def _forward_call(
-    attention: LessAttention | FusedVanillaAttention,
-    x: torch.Tensor,
-    start: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    setting: Setting,
-) -> Callable[[], None]:
-    """Predict as a block does: on a CPU in tiles, with the map and the logits put together."""
-    fitted, scores = _fit(attention, x, start)
-
-    def call() -> None:
+def _predict(
+    x: Tensor, logits: Tensor | None, windows: Windows, setting: Setting
+) -> Callable[[Any], None]:
+    def call(attention: Any) -> None:
         with torch.no_grad(), setting.precision():
-            if fitted is not None:
-                attend(nn.Identity(), attention, x, scores, fitted)
-            else:
-                torch.add(x, attention(x, start, mask)[0])
+            attention(x, logits, windows)
 
     return call
 
 
-def _training_call(
-    attention: LessAttention | FusedVanillaAttention,
-    x: torch.Tensor,
-    start: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    setting: Setting,
-) -> Callable[[], None]:
-    fitted, scores = _fit(attention, x, start)
-    starts = scores or ([] if start is None else [start])
-    inputs = [tensor.requires_grad_() for tensor in (x, *starts)]
-    gradients: list[torch.Tensor] = []
+def _train(
+    x: Tensor, logits: Tensor | None, windows: Windows, setting: Setting
+) -> Callable[[Any], None]:
+    inputs = [leaf.detach().requires_grad_() for leaf in (x, logits) if leaf is not None]
+    gradients: list[Tensor] = []
 
-    def call() -> None:
+    def call(attention: Any) -> None:
         attention.zero_grad()
-        for tensor in inputs:
-            tensor.grad = None
+        for leaf in inputs:
+            leaf.grad = None
         with setting.precision():
-            if fitted is not None:
-                out, logits = attention(x, scores, None, fitted)
-                results = [out, *(logits or [])]
-            else:
-                results = [r for r in attention(x, start, mask) if r is not None]
+            outputs = attention(inputs[0], inputs[1] if len(inputs) > 1 else None, windows)
+        results = [output for output in outputs if output is not None]
         if not gradients:
             # LA's logits get one too: the next layer reads them
             gradients.extend(map(torch.randn_like, results))
@@ -212,20 +125,8 @@ def _training_call(
     return call
 
 
-def _fit(
-    attention: LessAttention | FusedVanillaAttention,
-    x: torch.Tensor,
-    start: torch.Tensor | None,
-) -> tuple[list[Region] | None, list[torch.Tensor] | None]:
-    """The map's regions, on a CPU, and what the attention starts from, one tensor a region."""
-    if x.device.type != 'cpu':
-        return None, None
-    scores = None if start is None else cut_pairs(start, x.shape, attention.window)
-    return regions(x.shape[1:3], attention.window), scores
-
-
-def time_models(size: Size, batch: int, args: argparse.Namespace, setting: Setting) -> list[Row]:
-    """Time the whole model and its twin, in which all attention is vanilla.
+def time_models(size: Size, batch: int, args: argparse.Namespace, setting: Setting) -> Row:
+    """Time LaViT and its all-VA baseline.
 
     Args:
         size: ``(h, w)`` of the images.
@@ -234,24 +135,55 @@ def time_models(size: Size, batch: int, args: argparse.Namespace, setting: Setti
         setting: How.
 
     Returns:
-        Two rows: forward pass, training step.
+        A row.
     """
-    models = {
-        'LA': LaViT(args.arch).to(setting.device),
-        'VA': LaViT(args.arch, less_attention=False).to(setting.device),
-    }
+    lavit, baseline = (
+        LaViT(args.arch, args.window, less_attention=less).to(setting.device).eval()
+        for less in (True, False)
+    )
     images = torch.randn(batch, 3, *size, device=setting.device)
-    rows = []
-    for mode, step in (('forward', forward), ('training', training_step)):
-        for model in models.values():
-            model.train(mode == 'training')
-        calls = {name: partial(step, model, images, setting) for name, model in models.items()}
-        seconds = interleave(calls, setting, f'{show_size(size)}, whole model, {mode}')
-        rows.append(
-            dict(part='model', size=show_size(size), batch=batch, mode=mode,
-                 **_compare(seconds['LA'], seconds['VA']))
-        )  # fmt: skip
-    return rows
+    name = show_size(size)
+    row: Row = dict(part='model', size=name, batch=batch)
+    row['residual_share'] = _share_of_residuals(lavit, images, setting, f'{name}, AR')
+    predict = partial(forward, images=images, setting=setting)
+    times = time_ways(
+        {'LA': (lavit, predict), 'VA': (baseline, predict)}, setting, f'{name}, forward'
+    )
+    row['forward'] = _compare(best(times['LA']), best(times['VA']))
+    train = partial(training_step, images=images, setting=setting)
+    without = TrainingLoss(LaViT(args.arch, args.window).to(setting.device), False)
+    losses = {'LA': TrainingLoss(lavit, True), 'no DP': without,
+              'VA': TrainingLoss(baseline, False)}  # fmt: skip
+    times = time_ways(
+        {key: (loss.train(), train) for key, loss in losses.items()}, setting, f'{name}, training'
+    )
+    la, plain, va = (best(times[key]) for key in losses)
+    row['training'] = _compare(la, va)
+    row['training, no DP loss'] = _compare(plain, va)
+    row['diagonality_share'] = Spread.of(1 - plain / la)._asdict()
+    return row
+
+
+def _share_of_residuals(model: LaViT, images: Tensor, setting: Setting, title: str) -> Row:
+    """Time the attention residuals on what they get in a forward pass, and the pass itself."""
+    inputs: list[tuple[nn.Module, Any]] = []
+    modules = [module for module in model.modules() if isinstance(module, AttentionResidual)]
+    handles = [
+        module.register_forward_pre_hook(lambda module, args: inputs.append((module, args)))
+        for module in modules
+    ]
+    predict = partial(forward, model, images, setting)
+    predict()
+    for handle in handles:
+        handle.remove()
+
+    def residuals() -> None:
+        with torch.no_grad(), setting.precision():
+            for module, args in inputs:
+                module(*args)
+
+    times = interleave({'AR': residuals, 'all': predict}, setting, title)
+    return Spread.of(times['AR'] / times['all'])._asdict()
 
 
 def _compare(la: np.ndarray, va: np.ndarray) -> Row:
@@ -264,62 +196,37 @@ def _compare(la: np.ndarray, va: np.ndarray) -> Row:
 
 def _cells(row: Row) -> list[str]:
     """Show what :func:`_compare` has found."""
-    la, va, ratio = (
-        Spread(**row[key]) for key in ('la_milliseconds', 'va_milliseconds', 'la_over_va')
-    )
-    return [la.show(2), va.show(2), ratio.show(2)]
+    return [Spread(**row[key]).show(2) for key in _KEYS]
 
 
-def print_rows(rows: Sequence[Row]) -> None:
-    """Print the rows of one part."""
-    times = ['LA, ms', 'VA, ms', 'LA over VA']
-    match rows[0]['part']:
-        case 'attention, forward' | 'attention, training' as part:
-            passes = 'forward' if part.endswith('forward') else 'forward and backward'
-            title = f'One attention module, {passes}, {rows[0]["size"]}'
-            keys = ['window', 'stage', 'channels', 'heads', 'map', 'batch']
-            columns = [*keys, *times]
-        case 'model':
-            title, keys = 'Whole model', ['mode', 'size', 'batch']
-            columns = ['pass', 'image', 'batch', *times]
-        case _:
-            title = 'Attention residual, share of the forward pass'
-            keys = ['window', 'size', 'batch']
-            columns = ['window', 'image', 'batch', *(f'into stage {i}' for i in (2, 3, 4)), 'all']
-    lines = []
-    for row in rows:
-        line = [str(row[key]) for key in keys]
-        if 'share' in row:
-            shares = [*row['stages'].values(), row['share']]
-            line += [f'{100 * Spread(**share).median:.1f} %' for share in shares]
-        else:
-            line += _cells(row)
-        lines.append(line)
-    print_table(title, columns, lines)
+_KEYS = ('la_milliseconds', 'va_milliseconds', 'la_over_va')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and keep what was asked for."""
     args, setting = parse_args(argv)
-    print_machine(args)
-    pairs = list(zip(args.sizes, args.batch, strict=True))
-    rows: list[Row] = []
-    for mode in ('forward', 'training'):
-        found = time_attention(mode, *pairs[0], args.windows, args, setting)
-        print_rows(found)
-        rows += found
-        write_json(args.json, args, rows)
-    shares = [
-        time_residual(size, batch, window, args, setting)
-        for window in args.windows
-        for size, batch in pairs
+    modules = time_attention(args.sizes[0], args.batch[0], args, setting)
+    keys = ['mode', 'stage', 'channels', 'heads', 'map', 'batch']
+    lines = [[*(str(row[key]) for key in keys), *_cells(row)] for row in modules]
+    title = f'One attention module, {show_size(args.sizes[0])}, windows of {args.window}'
+    print_table(title, ['pass', *keys[1:], *RATIO], lines, args)
+    write_json(args, modules)
+    models = [
+        time_models(size, batch, args, setting)
+        for size, batch in zip(args.sizes, args.batch, strict=True)
     ]
-    print_rows(shares)
-    rows += shares
-    write_json(args.json, args, rows)
-    whole = [row for size, batch in pairs for row in time_models(size, batch, args, setting)]
-    print_rows(whole)
-    write_json(args.json, args, rows + whole)
+    lines = []
+    for row in models:
+        shares = {'forward': row['residual_share'], 'training': row['diagonality_share']}
+        for mode in ('forward', 'training', 'training, no DP loss'):
+            share = f'{100 * Spread(**shares[mode]).median:.1f} %' if mode in shares else ''
+            cells = [*_cells(row[mode]), '', '']
+            cells[3 if mode == 'forward' else 4] = share
+            lines.append([mode, row['size'], str(row['batch']), *cells])
+    title = f'LaViT over its all-VA baseline, windows of {args.window}'
+    columns = ['pass', 'image', 'batch', *RATIO, 'share of AR', 'share of the DP loss']
+    print_table(title, columns, lines, args)
+    write_json(args, modules + models)
 
 
 if __name__ == '__main__':

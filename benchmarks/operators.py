@@ -5,7 +5,8 @@ Examples::
     python benchmarks/operators.py --threads 1 --sizes 224x224 --batch 8
     python benchmarks/operators.py --device cuda --dtype bf16 --batch 64 16 4
 
-Shares are of the time spent in operators, without what is called from within them.
+Shares are of the time spent in operators, without what is called from within them. A training step
+has the diagonality-preserving loss.
 """
 
 import argparse
@@ -15,17 +16,16 @@ from functools import partial
 import torch
 from common import (
     Row,
-    Setting,
     Size,
     add_options,
-    forward,
-    print_machine,
     print_table,
     read_options,
+    read_setting,
     show_size,
-    training_step,
     write_json,
 )
+from recipe import TrainingLoss, forward, training_step
+from timing import Setting
 from torch.profiler import ProfilerActivity, profile
 
 from mmlavit.models import LaViT
@@ -50,8 +50,8 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser, SIZES)
-    args = parser.parse_args(argv)
-    return args, read_options(parser, args)
+    args = read_options(parser, argv)
+    return args, read_setting(parser, args)
 
 
 def profile_model(size: Size, batch: int, args: argparse.Namespace, setting: Setting) -> list[Row]:
@@ -72,9 +72,10 @@ def profile_model(size: Size, batch: int, args: argparse.Namespace, setting: Set
     if setting.device.type == 'cuda':
         activities.append(ProfilerActivity.CUDA)
     rows = []
-    for mode, step in (('forward', forward), ('train', training_step)):
-        model.train(mode == 'train')
-        call = partial(step, model, images, setting)
+    for mode in ('forward', 'training'):
+        call = partial(forward, model.eval(), images, setting)
+        if mode == 'training':
+            call = partial(training_step, TrainingLoss(model, True).train(), images, setting)
         call()
         with profile(activities=activities) as found:
             for _ in range(setting.rounds):
@@ -103,7 +104,6 @@ def kind_of(operator: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and keep what was asked for."""
     args, setting = parse_args(argv)
-    print_machine(args)
     rows: list[Row] = []
     for size, batch in zip(args.sizes, args.batch, strict=True):
         rows += profile_model(size, batch, args, setting)
@@ -113,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in rows
     ]
     columns = ['pass', 'image', 'batch', *rows[0]['shares']]
-    print_table('Share of the time in operators', columns, lines)
-    write_json(args.json, args, rows)
+    print_table('Share of the time in operators', columns, lines, args)
+    write_json(args, rows)
 
 
 if __name__ == '__main__':

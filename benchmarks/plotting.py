@@ -18,10 +18,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """
     panels = {
         'images/s over Swin-T, forward': lambda row: row['forward']['speed_over_swin']['median'],
-        'images/s over Swin-T, training': lambda row: row['train']['speed_over_swin']['median'],
+        'images/s over Swin-T, training': lambda row: row['training']['speed_over_swin']['median'],
         'training memory over Swin-T': lambda row: row['memory_over_swin'] or np.nan,
     }
-    keys = ('forward', 'train', 'memory_over_swin')
+    keys = ('forward', 'training', 'memory_over_swin')
     drawn = [
         (title, value, [row for row in rows if key in row])
         for (title, value), key in zip(panels.items(), keys, strict=True)

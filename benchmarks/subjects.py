@@ -1,15 +1,29 @@
 """The backbones that are measured: LaViT and those of the installed packages."""
 
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-LAVIT, REFERENCE = 'LaViT', 'Swin-T'
-CHECKPOINTED = 'LaViT, activation checkpointing'
+LAVIT, BASELINE, REFERENCE = 'LaViT', 'LaViT, all-VA baseline', 'Swin-T'
+
+
+class Subject(NamedTuple):
+    """A backbone to measure.
+
+    Attributes:
+        config: What to build.
+        diagonality: Whether it trains with the diagonality-preserving (DP) loss.
+        predicts: Whether its forward pass differs from all others'.
+    """
+
+    config: dict[str, Any]
+    diagonality: bool = False
+    predicts: bool = True
+
 
 # Nobody drops paths: it would cost each as much as its implementation of it.
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -33,32 +47,54 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
         ),
     ),
     'resnet': ('ResNet-50', dict(type='mmdet.ResNet', depth=50)),
-    'all-va': ('LaViT, all VA', dict(type='mmlavit.LaViT', less_attention=False)),
+    'all-va': (BASELINE, dict(type='mmlavit.LaViT', less_attention=False)),
+}
+_TIMM = dict(type='mmpretrain.TIMMBackbone', features_only=True, drop_path_rate=0.0)
+# What is tuned for GPUs is measured there.
+GPU_PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    'timm-swin': (
+        'Swin-T of timm',
+        dict(_TIMM, model_name='swin_tiny_patch4_window7_224', strict_img_size=False),
+    ),
+    'timm-vit': (
+        'ViT-S/16 of timm',
+        dict(_TIMM, model_name='vit_small_patch16_224', dynamic_img_size=True),
+    ),
 }
 
 
-def missing_toolbox(names: list[str], detectors: bool) -> str | None:
-    """Name a toolbox that is needed and not installed, if there is one."""
-    needed = {PEERS[name][1]['type'].partition('.')[0] for name in ['swin', *names]}
-    if detectors:
-        needed |= {'mmdet', 'mmseg'}
-    return next((toolbox for toolbox in sorted(needed) if find_spec(toolbox) is None), None)
+def default_peers(device: torch.device) -> list[str]:
+    """The peers that a run has where nobody says which."""
+    gpu = device.type == 'cuda' and find_spec('timm') is not None
+    return [*PEERS, *GPU_PEERS] if gpu else list(PEERS)
 
 
-def backbone_configs(arch: str, peers: list[str]) -> dict[str, dict[str, Any]]:
-    """Collect the backbones, by the name that a table gives them.
+def missing_package(names: list[str], detectors: bool) -> str | None:
+    """Name a package that is needed and not installed, if there is one."""
+    peers = PEERS | GPU_PEERS
+    needed = {peers[name][1]['type'].partition('.')[0] for name in ['swin', *names]}
+    needed |= {'mmdet', 'mmseg'} if detectors else set()
+    needed |= {'timm'} if set(names) & set(GPU_PEERS) else set()
+    return next((package for package in sorted(needed) if find_spec(package) is None), None)
+
+
+def subjects_of(arch: str, peers: list[str]) -> dict[str, Subject]:
+    """Collect what is measured, by the name that a table gives it.
 
     Args:
-        arch: That of LaViT and of its all-VA variant.
-        peers: Keys of :data:`PEERS`.
+        arch: That of LaViT and of its all-VA baseline.
+        peers: Keys of :data:`PEERS` and :data:`GPU_PEERS`.
     """
-    configs: dict[str, dict[str, Any]] = {LAVIT: dict(type='mmlavit.LaViT')}
-    configs.update(PEERS[name] for name in dict.fromkeys(['swin', *peers]))
-    configs[CHECKPOINTED] = dict(type='mmlavit.LaViT', with_cp=True)
-    return {
-        name: {**config, 'arch': arch} if config['type'] == 'mmlavit.LaViT' else config
-        for name, config in configs.items()
-    }
+    lavit = dict(type='mmlavit.LaViT', arch=arch)
+    subjects = {LAVIT: Subject(lavit, diagonality=True)}
+    for peer in dict.fromkeys(['swin', *peers]):
+        name, config = (PEERS | GPU_PEERS)[peer]
+        subjects[name] = Subject(lavit | config if config['type'] == lavit['type'] else config)
+    subjects['LaViT, no DP loss'] = Subject(lavit, predicts=False)
+    subjects['LaViT, activation checkpointing'] = Subject(
+        lavit | dict(with_cp=True), diagonality=True, predicts=False
+    )
+    return subjects
 
 
 def build_backbone(config: dict[str, Any], device: torch.device) -> nn.Module:

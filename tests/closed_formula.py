@@ -11,7 +11,6 @@ def closed_formula(
     window: int = 7,
     classes: int = 1000,
     va_layers: tuple = (),
-    fitted: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Parameters and multiply-adds of each part, for square images.
 
@@ -21,7 +20,6 @@ def closed_formula(
         window: Side of a window, 7.
         classes: Classes of the linear head.
         va_layers: In place of those of ``arch``.
-        fitted: Whether windows at the border hold the map's tokens only, instead of padding.
     """
     params, macs = Counter(), Counter()
     cin, tokens, heads_before, windows_before = 3, side * side, 0, 0
@@ -31,13 +29,8 @@ def closed_formula(
         patch, h, hidden = (4, 2, 2, 2)[stage], c // arch.head_width, int(c * arch.ffn_ratio)
         tokens //= patch**2
         side //= patch
-        whole, rest = divmod(side, window)
-        windows = (whole + (rest > 0)) ** 2
-        sizes = {n: windows}  # how many windows have how many tokens
-        if fitted:
-            sizes = {n: whole**2, window * rest: 2 * whole, rest**2: 1}
-        pairs = sum(count * size**2 for size, count in sizes.items())
-        triples = sum(count * size**3 for size, count in sizes.items())
+        windows = (-(-side // window)) ** 2
+        pairs = windows * n**2
         params['embedding'] += cin * patch**2 * c + c
         params['norms'] += 2 * c
         macs['embedding'] += tokens * cin * patch**2 * c
@@ -47,8 +40,8 @@ def closed_formula(
             # a product over the keys (49) for each of 4x4 cells of 2x2 queries and 4x4 cells of
             # keys of a window of 7; then the 1x1
             macs[residual] += windows_before * heads_before * 4**2 * 4 * n * 4**2
-            # spreading 16 taps over 7x4 rows and 7x4 columns of that matrix, for 2 parities of each
-            macs[residual] += heads_before * (16 * 56 + 8 * 56 * 56)
+            # that matrix from four taps of queries by four of keys, for 2x2 parities of a window
+            macs[residual] += 4 * heads_before * 4 * 4 * n * 4**2
             macs[residual] += heads_before * h * pairs
         for layer in range(depth):
             params['norms'] += 4 * c  # two LayerNorms
@@ -63,7 +56,7 @@ def closed_formula(
                 macs[attention] += tokens * 3 * c * c + pairs * c
             else:
                 params[attention] += c * c + c + 2 * n * n
-                macs[attention] += tokens * c * c + h * 2 * triples
+                macs[attention] += tokens * c * c + h * 2 * n * pairs
         cin, heads_before, windows_before = c, h, windows
     params['norms'] += 2 * cin
     params['head'] += classes * cin + classes

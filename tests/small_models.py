@@ -1,16 +1,18 @@
 """Small models whose every weight matters, for tests of more than one module."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mmlavit.models import LaViT
-from mmlavit.visualization.attention_maps import LayerAttention
+from mmlavit.models import LaViT, LayerTrace
+from mmlavit.ops import Windows
 
 # both kinds of attention, logits that are handed on and logits that are not, and a residual
 ARCH = dict(channels=(16, 32, 32, 32), depths=(1, 2, 1, 1), va_layers=(1, 1, 1, 1), head_width=16)
 # the same, and two layers of a kind behind each other
 DEPTHS = (1, 3, 2, 1)
 DEEPER_ARCH = dict(ARCH, depths=DEPTHS, va_layers=(1, 2, 1, 1))
+# images whose maps fill windows and patches in the first two stages, and some that do not
+SIZES = [(2, 3, 56, 112), (3, 3, 50, 75)]
 
 
 def randomize(module: nn.Module) -> nn.Module:
@@ -26,6 +28,15 @@ def randomize(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
+def make_model(**options) -> LaViT:
+    """Random in every weight and bias: a bias of 0, the start value, hides that it is left out."""
+    model = randomize(LaViT(ARCH, **options))
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
 def make_backbone(**options) -> LaViT:
     """Small, with attention far from uniform and transforms far from the identity."""
     torch.manual_seed(0)
@@ -38,6 +49,17 @@ def make_backbone(**options) -> LaViT:
     return backbone
 
 
-def make_layer(attention, mask=None, stage=2, layer=1, size=(7, 7)) -> LayerAttention:
-    """Attention maps as a backbone would give them."""
-    return LayerAttention(stage, layer, 'VA', attention, mask, size)
+def outputs_and_gradients(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Maps, then the gradient of every parameter."""
+    model.zero_grad()
+    outs = model(images)
+    # a plain sum of normalized maps would have no gradient
+    loss = sum((o * torch.linspace(-1, 1, o.numel(), device=o.device).view_as(o)).sum()
+               for o in outs)  # fmt: skip
+    loss.backward()
+    return [*outs, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def make_layer(logits: Tensor, windows: Windows, stage: int = 2, layer: int = 1) -> LayerTrace:
+    """What a backbone would hand over of one layer."""
+    return LayerTrace(stage, layer, 'VA', logits, windows)

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from attention_definition import valid_pairs
 from mmcv.transforms import CenterCrop
 from mmpretrain.datasets.transforms import ResizeEdge
 from small_models import make_layer
 
 from mmlavit.errors import UserError
-from mmlavit.visualization.attention_windows import ImageGeometry, attention_of
+from mmlavit.ops import Windows
+from mmlavit.visualization.attention_windows import ImageGeometry, attention_of_point
 
 
 @pytest.mark.parametrize(('width', 'height'), [(300, 200), (120, 170)])
@@ -34,18 +36,16 @@ def test_geometry_follows_a_mark_through_the_pipeline(width, height):
 
 def test_attention_of_a_pixel_is_that_of_its_token():
     """Window, token and frame, also at the border where a window is cut."""
-    size, groups = (9, 12), 4  # 2 x 2 windows of 7 tokens, stride 8
-    attention = torch.arange(groups * 49.0).view(groups, 1, 49, 1).expand(-1, 2, -1, 49)
-    rows, cols = torch.meshgrid(torch.arange(14), torch.arange(14), indexing='ij')
-    inside = ((rows < 9) & (cols < 12)).view(2, 7, 2, 7).transpose(1, 2).reshape(4, 49)
-    layer = make_layer(attention, inside, stage=2, size=size)
+    windows = Windows(7, 1, 9, 12)  # 2 x 2 windows, stride 8
+    logits = torch.randn(4, 2, 49, 49)
+    layer = make_layer(logits, windows, stage=2)
     geometry = ImageGeometry((2.0, 2.0), (0.0, 0.0), (96, 72), (48, 36))  # enlarged twice
     for x, y in [(0, 0), (27, 0), (28, 0), (30, 33), (47, 35)]:
-        found = attention_of(layer, (x, y), geometry)
+        found = attention_of_point(layer, (x, y), geometry)
         row, col = y * 2 // 8, x * 2 // 8
-        group, token = row // 7 * 2 + col // 7, row % 7 * 7 + col % 7
         shape = (7 if row < 7 else 2, 7 if col < 7 else 5)
-        assert found.weights.shape == (2, *shape)
-        assert (found.weights == group * 49 + token).all()
+        group, token = row // 7 * 2 + col // 7, row % 7 * shape[1] + col % 7
+        expected = valid_pairs(logits, windows)[group].softmax(-1)[:, token].view(2, *shape)
+        np.testing.assert_allclose(found.weights, expected, rtol=1e-5, atol=1e-7)
         left, top = col // 7 * 28, row // 7 * 28
         assert found.box == (left, top, left + shape[1] * 4, top + shape[0] * 4)

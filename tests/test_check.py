@@ -118,7 +118,8 @@ def test_bad_config_is_reported_as_a_whole(checked, data):
         "model.backbone: LaViT: arch='huge': expected one of ('nano', 'tiny', 'small', 'base') or "
         "a dict with the keys ('channels', 'depths', 'va_layers', 'head_width', 'ffn_ratio')",
         'model.backbone: LaViT: window_size=0: expected a positive integer or 4 of them',
-        'model.backbone: LaViT: out_indices=(4,): expected rising stage numbers from (0, 1, 2, 3)',
+        'model.backbone: LaViT: out_indices=(4,): expected rising stage numbers from 0 to 3, or '
+        'from -4 to -1',
         "model.head: LinearClsHead: no argument 'num_clases'; did you mean 'num_classes'?",
         "checkpoint 'nothing.pth' does not exist",
     ]

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from small_models import ARCH, randomize
+from small_models import ARCH, SIZES, make_model, outputs_and_gradients, randomize
 from torch._dynamo.utils import counters
 
-from mmlavit.models import PAD_VALUE, LaViT
+from mmlavit import ops
+from mmlavit.models import LaViT
 
-# windows and patches that are full, and some that are not
-SIZES = [(2, 3, 56, 112), (3, 3, 50, 75)]
+# more than one image, and than one window in each direction: torch takes one for a case of its own
+MORE_SIZES = [(2, 3, 40, 52), (3, 3, 64, 96), (4, 3, 43, 100)]
 
 
 @pytest.fixture(autouse=True)
@@ -22,58 +23,62 @@ def forget_graphs() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def outputs_and_gradients(model: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-    model.zero_grad()
-    outs = model(images)
-    # a plain sum of normalized maps would have no gradient
-    loss = sum((out * torch.linspace(-1, 1, out.numel()).view_as(out)).mean() for out in outs)
-    loss.backward()
-    return [*outs, *(p.grad.clone() for p in model.parameters())]
+def compare(compiled: torch.nn.Module, model: torch.nn.Module, images: torch.Tensor) -> None:
+    """Maps, and where they are recorded the gradients of all parameters."""
+    if torch.is_grad_enabled():
+        pairs = (outputs_and_gradients(m, images) for m in (compiled, model))
+    else:
+        pairs = (m(images) for m in (compiled, model))
+    for a, b in zip(*pairs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('size', SIZES, ids=str)
 def test_training_step_is_the_same(size: tuple[int, ...]) -> None:
     """Outputs and every gradient, from one graph without a break."""
-    model = randomize(LaViT(ARCH, out_indices=(0, 1))).train()
-    images = torch.randn(size)
+    model = make_model(out_indices=(0, 1)).train()
     compiled = torch.compile(model, backend='aot_eager', dynamic=False, fullgraph=True)
-    found = outputs_and_gradients(compiled, images)
-    for a, b in zip(found, outputs_and_gradients(model, images), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    compare(compiled, model, torch.randn(size))
 
 
 @pytest.mark.slow
-def test_padding_of_a_batch_is_left_out() -> None:
-    """As in the model that is not compiled, whose features are those of the image alone."""
-    model = randomize(LaViT(ARCH, out_indices=(0, 1))).train()
-    images = torch.full((2, 3, 64, 96), PAD_VALUE)
-    images[0, :, :50, :75], images[1, :, :64, :40] = torch.randn(3, 50, 75), torch.randn(3, 64, 40)
-    compiled = torch.compile(model, backend='aot_eager', dynamic=False, fullgraph=True)
-    found = outputs_and_gradients(compiled, images)
-    for a, b in zip(found, outputs_and_gradients(model, images), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+def test_one_graph_serves_all_sizes() -> None:
+    """Whether windows and patches fill the map or not."""
+    # even windows are one class in a residual, whose graph is built in half the time
+    model = make_model(window_size=2, out_indices=(0, 1))
+    compiled = torch.compile(model, backend='aot_eager', dynamic=True, fullgraph=True)
+    for size in MORE_SIZES:
+        compare(compiled, model, torch.randn(size))
+    assert counters['stats']['unique_graphs'] == 1
 
 
 @pytest.mark.slow
 def test_changing_sizes_are_compiled_once_each() -> None:
     """A size that comes back finds its graph."""
-    model = randomize(LaViT(ARCH, out_indices=(0,)))
+    model = make_model(out_indices=(0,))
     compiled = torch.compile(model, backend='aot_eager', dynamic=False, fullgraph=True)
     with torch.no_grad():
         for size in [*SIZES, *SIZES]:
-            images = torch.randn(size)
-            for a, b in zip(compiled(images), model(images), strict=True):
-                torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+            compare(compiled, model, torch.randn(size))
     assert counters['stats']['unique_graphs'] == len(SIZES)
+
+
+def test_a_backend_that_is_asked_for_later_is_not_ignored() -> None:
+    """A graph holds for the choice that it was made with."""
+    model = make_model(out_indices=(0,))
+    compiled = torch.compile(model, backend='eager', dynamic=False)
+    images = torch.randn(SIZES[1])
+    compare(compiled, model, images)
+    with ops.use('triton'), pytest.raises(RuntimeError, match="asked for by use\\('triton'\\)"):
+        compiled(images)
+    compare(compiled, model, images)
 
 
 @pytest.mark.slow
 def test_generated_code_predicts_the_same() -> None:
     """The default backend, which writes C++ on a CPU: a stage with both kinds of attention."""
     model = randomize(LaViT(dict(ARCH, depths=(2, 1, 1, 1)), out_indices=(0,)))
-    images = torch.randn(SIZES[1])
     compiled = torch.compile(model, dynamic=False, fullgraph=True)
     with torch.no_grad():
-        for a, b in zip(compiled(images), model(images), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+        compare(compiled, model, torch.randn(SIZES[1]))

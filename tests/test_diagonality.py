@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from attention_definition import valid_pairs
 from mmengine.model import BaseModel
 
 from mmlavit.engine import DiagonalityLossHook
 from mmlavit.engine.hooks import attach_diagonality_loss
+from mmlavit.errors import UserError
 from mmlavit.models import DiagonalityLoss, LaViT, diagonality_loss
 from mmlavit.models.layers import LessAttention
+from mmlavit.ops import Windows
 
 
 def by_hand(scores, form):
@@ -27,17 +30,16 @@ def by_hand(scores, form):
 
 
 @pytest.mark.parametrize('form', ['hinge', 'linear'])
-def test_equals_its_definition_on_real_tokens(form):
-    logits = torch.randn(3, 2, 5, 5, dtype=torch.float64)
-    real = [5, 3, 1]
-    mask = torch.arange(5)[None] < torch.tensor(real)[:, None]
-    expected = [by_hand(logits[g, h, :n, :n], form) for g, n in enumerate(real) for h in range(2)]
-    loud = logits.clone()
-    loud[~(mask[:, None, :, None] & mask[:, None, None, :]).expand_as(loud)] = 100
-    expected_mean = torch.stack(expected).mean()
-    torch.testing.assert_close(diagonality_loss(loud, mask, form), expected_mean)
-    full = torch.stack([by_hand(logits[g, h], form) for g in range(3) for h in range(2)]).mean()
-    torch.testing.assert_close(diagonality_loss(logits, None, form), full)
+@pytest.mark.parametrize('size', [(6, 3), (4, 5)])
+def test_equals_its_definition_on_valid_tokens(form, size):
+    """Window by window and head by head, whatever stands at padding."""
+    windows = Windows(3, 1, *size)
+    logits = torch.randn(windows.rows * windows.cols, 2, 9, 9, dtype=torch.float64)
+    values = [by_hand(head, form) for pairs in valid_pairs(logits, windows) for head in pairs]
+    expected = torch.stack(values).mean()
+    torch.testing.assert_close(diagonality_loss(logits, windows, form), expected)
+    if windows.valid(logits) is None:
+        torch.testing.assert_close(diagonality_loss(logits, None, form), expected)
 
 
 def test_hinge_is_zero_exactly_for_a_symmetric_diagonally_peaked_map():
@@ -107,7 +109,7 @@ def test_loss_dp_is_the_weighted_mean_over_less_attention_layers():
             layer.register_forward_hook(lambda m, a, out: seen.append((out[1], a[2])))
     attach_diagonality_loss(model, DiagonalityLoss(0.3))
     losses = model(torch.randn(2, 3, 50, 70), mode='loss')
-    expected = sum(diagonality_loss(logits, mask) for logits, mask in seen) / 2
+    expected = sum(diagonality_loss(logits, windows) for logits, windows in seen) / 2
     assert set(losses) == {'loss_task', 'loss_dp'}
     assert len(seen) == 2
     torch.testing.assert_close(losses['loss_dp'], 0.3 * expected)
@@ -142,5 +144,5 @@ def test_other_modes_and_a_detached_model_are_untouched():
 
 
 def test_a_model_without_less_attention_is_refused():
-    with pytest.raises(RuntimeError, match='TinyModel has no less-attention layer'):
+    with pytest.raises(UserError, match='TinyModel has no less-attention layer'):
         attach_diagonality_loss(make_model(less_attention=False), DiagonalityLoss())

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from mmlavit.models import PAD_VALUE, LaViT
+from mmlavit.models import LaViT
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,17 +45,14 @@ def test_float32(size: tuple[int, ...], with_cp: bool) -> None:
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_mixed_precision_with_padding(dtype: torch.dtype) -> None:
-    """Near float32, finite, and an image in a padded batch is what it is alone."""
-    made = model().cuda()
-    batch = torch.full((2, 3, 128, 160), PAD_VALUE, device='cuda')
-    batch[0] = torch.randn(3, 128, 160)
-    batch[1, :, :96, :64] = torch.randn(3, 96, 64)
-    expected = made(batch)
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_mixed_precision(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    """Maps near float32, and finite gradients."""
+    made, images = model().cuda(), torch.randn(size, device='cuda')
+    expected = made(images)
     with torch.autocast('cuda', dtype):
-        maps = made(batch)
-        alone = made(batch[1:, :, :96, :64])
-    for found, wanted, single in zip(maps, expected, alone, strict=True):
-        h, w = single.shape[2:]
-        assert (found[0].float() - wanted[0]).norm() < 0.05 * wanted[0].norm()
-        assert (found[1, :, :h, :w].float() - single[0]).norm() < 0.05 * single[0].norm()
+        maps = made(images)
+    for found, wanted in zip(maps, expected, strict=True):
+        assert (found.float() - wanted).norm() < 0.05 * wanted.norm()
+    sum(m.float().sin().sum() for m in maps).backward()
+    assert all(p.grad.isfinite().all() for p in made.parameters())

@@ -11,6 +11,7 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 
 from mmlavit.errors import UserError
 from mmlavit.models import LaViT
+from mmlavit.models.key_differences import check_belongs
 from mmlavit.models.layers import resize_transform
 
 
@@ -105,6 +106,25 @@ def test_mmengine_loading_resizes_too(tmp_path):
     load_checkpoint(model, str(tmp_path / 'a.pth'), strict=True)
     theta = source.state_dict()['stages.2.blocks.1.attn.theta']
     assert torch.equal(model.stages[2].blocks[1].attn.theta, resize_transform(theta, 196))
+
+
+def test_a_checkpoint_of_version_0_1_0_loads(tmp_path):
+    """Its residuals' kernels have five axes; each way of loading takes them."""
+    source, content = classifier()
+    for key, value in content['state_dict'].items():
+        if key.endswith('residual.kernel'):
+            content['state_dict'][key] = value.unflatten(2, (2, 2)).unflatten(1, (2, 2))
+    torch.save(content, tmp_path / 'a.pth')
+    model = torch.nn.Module()
+    model.backbone, model.head = LaViT('tiny', out_indices=(3,)), torch.nn.Module()
+    model.head.fc = torch.nn.Linear(512, 3, bias=False)
+    check_belongs(content, model, 'a.pth')
+    before = {key: value.shape for key, value in content['state_dict'].items()}
+    model.load_state_dict(content['state_dict'])
+    assert {key: value.shape for key, value in content['state_dict'].items()} == before
+    for loaded in (model.backbone.state_dict(), dense(tmp_path / 'a.pth').state_dict()):
+        for name, value in source.state_dict().items():
+            assert torch.equal(loaded[name], value), name
 
 
 def test_resizing_keeps_smooth_transforms_and_row_sums():

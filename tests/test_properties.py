@@ -1,15 +1,16 @@
-"""Invariants over drawn sizes, windows, archs, batches and masks."""
+"""Invariants over drawn sizes, windows, archs and batches."""
 
 import math
 
 import pytest
 import torch
+from attention_definition import attend_by_definition, valid_pairs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from residual_definition import check_residual
 
 from mmlavit.models import LaViT, LessAttention, VanillaAttention, diagonality_loss
-from mmlavit.models.layers.attention import FusedVanillaAttention
+from mmlavit.ops import Windows
 
 # drawn from a fixed seed: a failure repeats, and a slow machine is no failure
 few = settings(
@@ -122,91 +123,91 @@ def test_the_residual_equals_the_whole_map_definition(size, in_and_out_window):
 
 
 @st.composite
-def groups(draw):
-    """Heads, window, and a mask ``(groups, N)`` with a real token in each group."""
-    window = draw(st.integers(1, 3))
-    rows = st.lists(st.booleans(), min_size=window**2, max_size=window**2).filter(any)
-    mask = draw(st.lists(rows, min_size=1, max_size=3))
-    return draw(st.integers(1, 3)), window, torch.tensor(mask)
+def cases(draw):
+    """Heads, and a map of one or two images with windows, most of which reach over its border."""
+    windows = Windows(
+        draw(st.integers(1, 4)), draw(st.integers(1, 2)),
+        draw(st.integers(1, 9)), draw(st.integers(1, 9)),
+    )  # fmt: skip
+    return draw(st.integers(1, 3)), windows
 
 
-def map_of(heads, window, mask):
-    """Images of one window each, so that their tokens are the groups of the mask in order."""
-    return torch.randn(len(mask), window, window, 4 * heads, dtype=torch.float64)
+def tensors_of(heads, windows):
+    """A map and the logits of its windows."""
+    groups, n = windows.batch * windows.rows * windows.cols, windows.side**2
+    x = torch.randn(windows.batch, windows.height, windows.width, 4 * heads, dtype=torch.float64)
+    return x, torch.randn(groups, heads, n, n, dtype=torch.float64)
 
 
-def scores_of(heads, mask):
-    return torch.randn(len(mask), heads, *[mask.shape[1]] * 2, dtype=torch.float64)
-
-
-def less_attention(heads, window, scale=0.1):
-    layer = LessAttention(4 * heads, heads, window).double()
+def less_attention(heads, windows, scale=0.1):
+    layer = LessAttention(4 * heads, windows.side).double()
     torch.nn.init.normal_(layer.theta, std=scale)
     torch.nn.init.normal_(layer.psi, std=scale)
     return layer
 
 
 @few
-@given(groups(), seeds)
-def test_less_attention_is_psi_a_theta_transposed(case, seed):
-    """Of the real tokens' scores alone; with identity transforms they are reused as they are."""
-    (heads, window, mask), _ = case, torch.manual_seed(seed)
-    x, logits = map_of(heads, window, mask), scores_of(heads, mask)
-    pairs = (mask[:, None, :, None] & mask[:, None, None, :]).expand_as(logits)
-    layer = less_attention(heads, window)
-    eye = torch.eye(window**2, dtype=torch.float64)
-    expected = (eye + layer.psi) @ (logits * pairs) @ (eye + layer.theta).mT
-    got = layer(x, logits, mask)[1]
-    torch.testing.assert_close(got[pairs], expected[pairs], rtol=1e-10, atol=1e-10)
-    reused = less_attention(heads, window, scale=0)(x, logits, mask)[1]
-    assert torch.equal(reused[pairs], logits[pairs])
+@given(cases(), seeds)
+def test_attention_is_that_of_the_definition_whatever_stands_at_padding(case, seed):
+    """Of both kinds, with and without logits that are handed on, on a map of any size."""
+    (heads, windows), _ = case, torch.manual_seed(seed)
+    x, logits = tensors_of(heads, windows)
+    valid = windows.valid(x)
+    if valid is not None:
+        logits = logits.masked_fill(valid * valid.mT == 0, 1e6)
+    vanilla = VanillaAttention(4 * heads, heads, keep_logits=True).double()
+    fused = VanillaAttention(4 * heads, heads, keep_logits=False).double()
+    fused.load_state_dict(vanilla.state_dict())
+    for layer in (vanilla, fused, less_attention(heads, windows)):
+        out, found = layer(x, logits, windows)
+        expected, pairs = attend_by_definition(layer, x, logits, windows)
+        torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-10)
+        if layer is not fused:
+            got = valid_pairs(found, windows)
+            torch.testing.assert_close(got, pairs, rtol=1e-9, atol=1e-10)
 
 
 @few
-@given(groups(), seeds)
-def test_padding_does_not_leak(case, seed):
-    """Whatever padded tokens hold, real tokens, their scores and the loss stay as they are."""
-    (heads, window, mask), _ = case, torch.manual_seed(seed)
-    x, tokens = map_of(heads, window, mask), mask.view(-1, window, window)
-    loud = x.masked_fill(~tokens[..., None], 1e6)
-    vanilla = VanillaAttention(4 * heads, heads, window).double()
-    fused = FusedVanillaAttention(4 * heads, heads, window).double()
-    fused.load_state_dict(vanilla.state_dict())
-    less = less_attention(heads, window)
-    pairs = (mask[:, None, :, None] & mask[:, None, None, :]).expand(-1, heads, -1, -1)
-    results = []
-    for image, garbage in ((x, 0.0), (loud, -1e6)):
-        out, logits = vanilla(image, mask=mask)
-        torch.testing.assert_close(
-            fused(image, logits, mask)[0][tokens],
-            vanilla(image, logits, mask)[0][tokens],
-            rtol=1e-10,
-            atol=1e-10,
-        )
-        second, after = less(image, logits.masked_fill(~pairs, garbage), mask)
-        loss = diagonality_loss(after.masked_fill(~pairs, garbage), mask)
-        results.append([out[tokens], logits[pairs], second[tokens], after[pairs], loss])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+@given(cases(), seeds)
+def test_identity_transforms_reuse_logits_as_they_are(case, seed):
+    (heads, windows), _ = case, torch.manual_seed(seed)
+    x, logits = tensors_of(heads, windows)
+    reused = less_attention(heads, windows, scale=0)(x, logits, windows)[1]
+    for got, wanted in zip(*(valid_pairs(a, windows) for a in (reused, logits)), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@few
+@given(cases(), seeds, st.sampled_from(['hinge', 'linear']))
+def test_the_loss_does_not_see_padding(case, seed, form):
+    """It is the mean over windows of what each gives on its tokens alone."""
+    (heads, windows), _ = case, torch.manual_seed(seed)
+    logits = tensors_of(heads, windows)[1]
+    alone = [diagonality_loss(pairs[None], form=form) for pairs in valid_pairs(logits, windows)]
+    valid = windows.valid(logits)
+    if valid is not None:
+        logits = logits.masked_fill(valid * valid.mT == 0, -1e6)
+    found = diagonality_loss(logits, windows, form)
+    torch.testing.assert_close(found, torch.stack(alone).mean(), rtol=1e-9, atol=1e-10)
 
 
 @few
 @given(
-    groups(), st.sampled_from([torch.float16, torch.bfloat16]), st.floats(0, 0.5),
+    cases(), st.sampled_from([torch.float16, torch.bfloat16]), st.floats(0, 0.5),
     st.sampled_from([1.0, 1e4]), seeds,
 )  # fmt: skip
 def test_twelve_layers_of_large_logits_stay_finite(case, dtype, scale, size, seed):
-    (heads, window, mask), _ = case, torch.manual_seed(seed)
-    x, logits = size * map_of(heads, window, mask).float(), 1e4 * scores_of(heads, mask).float()
-    vanilla = VanillaAttention(4 * heads, heads, window)
-    layers = [less_attention(heads, window, scale).float() for _ in range(12)]
+    (heads, windows), _ = case, torch.manual_seed(seed)
+    x, logits = (t.float() for t in tensors_of(heads, windows))
+    vanilla = VanillaAttention(4 * heads, heads, keep_logits=True)
+    layers = [less_attention(heads, windows, scale).float() for _ in range(12)]
     with torch.autocast('cpu', dtype):
-        out, logits = vanilla(x, logits, mask)
+        out, logits = vanilla(size * x, 1e4 * logits, windows)
         for layer in layers:
             assert logits.isfinite().all()
-            out, logits = layer(out, logits, mask)
+            out, logits = layer(out, logits, windows)
             assert out.isfinite().all()
-        loss = diagonality_loss(logits, mask) + out.float().square().mean()
+        loss = diagonality_loss(logits, windows) + out.float().square().mean()
     loss.backward()
     for layer in (vanilla, *layers):
         assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())

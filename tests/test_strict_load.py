@@ -36,11 +36,11 @@ def load_strictly(model: nn.Module, checkpoint: object) -> None:
 @pytest.mark.parametrize('wrap', ['none', 'tta', 'ddp'])
 def test_strict_load_accepts_what_fits(wrap: str) -> None:
     """Other window sizes, wrappers' prefixes and bookkeeping buffers are no mismatch."""
-    state = LessAttention(8, 2, window=3).state_dict()
+    state = LessAttention(8, window=3).state_dict()
     state['data_preprocessor.mean'] = torch.zeros(3, 1, 1)
     state['proj.num_batches_tracked'] = torch.tensor(1)
     state['proj.bias'].fill_(3.0)
-    model = LessAttention(8, 2, window=2)
+    model = LessAttention(8, window=2)
     model.test_step = None
     load_strictly(
         _TTAModel(model) if wrap == 'tta' else model,

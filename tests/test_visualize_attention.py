@@ -50,7 +50,7 @@ def test_tool_serves_three_toolboxes(empty_directory: Path, shapes: Path, task: 
     image = next((shapes / IMAGES[task]).iterdir())
     options = ['--points', '20,30', '--stages', '2', '3']
     if task == 'cls':
-        options += ['--compare', *save_checkpoint(CONFIGS[task], 'twin', less_attention=False)]
+        options += ['--compare', *save_checkpoint(CONFIGS[task], 'baseline', less_attention=False)]
     TOOL.main([*model, str(image), '--out', 'out', '--device', 'cpu', *options])
     names = {'diagonality', 'saturation', 'similarity', 'transforms'}
     names |= {f'{name}_stage{m}' for m in (2, 3) for name in ('transforms', 'attention_x20_y30')}
@@ -82,9 +82,9 @@ def test_tool_serves_three_toolboxes(empty_directory: Path, shapes: Path, task: 
         left, top, right, bottom = layer['window']
         assert left <= 20 < right and top <= 30 < bottom
     if task == 'cls':
-        twin = numbers['models']['all-VA']
-        assert {layer['kind'] for layer in twin['layers']} == {'VA'}
-        assert not any('theta_distance' in layer for layer in twin['layers'])
+        baseline = numbers['models']['all-VA']
+        assert {layer['kind'] for layer in baseline['layers']} == {'VA'}
+        assert not any('theta_distance' in layer for layer in baseline['layers'])
 
 
 def test_two_models_with_less_attention(empty_directory: Path, shapes: Path):
@@ -101,9 +101,9 @@ def test_two_models_with_less_attention(empty_directory: Path, shapes: Path):
 def test_the_label_is_that_of_the_whole_model(empty_directory: Path, shapes: Path):
     """A LaViT is one, though the stage that is looked at has a vanilla layer only."""
     model = save_checkpoint(CONFIGS['cls'], 'model')
-    twin = save_checkpoint(CONFIGS['cls'], 'twin', less_attention=False)
+    baseline = save_checkpoint(CONFIGS['cls'], 'baseline', less_attention=False)
     image = next((shapes / IMAGES['cls']).iterdir())
-    options = ['--stages', '1', '--points', '20,30', '--compare', *twin]
+    options = ['--stages', '1', '--points', '20,30', '--compare', *baseline]
     TOOL.main([*model, str(image), '--out', 'out', '--device', 'cpu', *options])
     numbers = json.loads(Path('out/attention.json').read_text())
     assert list(numbers['models']) == ['LaViT', 'all-VA']

@@ -20,13 +20,13 @@ from mmlavit.cli.plain_model import add_shape, build_plain_model, shape_of_image
 from mmlavit.errors import UserError
 from mmlavit.models import LaViT
 from mmlavit.models.backbones.arch import ARCHS
-from mmlavit.models.factory import LaViTClassifier
+from mmlavit.models.classifier import LaViTClassifier
 from mmlavit.shipped import CONFIGS
 
 Table = dict[str, Count]
 
-# The other model, by whether the config's has less attention.
-TWINS = {True: 'all-VA twin', False: 'LaViT twin'}
+# What a model is compared with, by whether it has less attention.
+OTHERS = {True: 'all-VA baseline', False: 'LaViT'}
 
 
 def build_parser() -> LineParser:
@@ -37,7 +37,7 @@ def build_parser() -> LineParser:
     parser.add_argument(
         '--compare',
         action='store_true',
-        help='put the twin beside it that differs in less_attention, and the published figures',
+        help='put the all-VA baseline beside it (beside that one LaViT), and the published figures',
     )
     parser.add_cfg_options()
     return parser
@@ -59,10 +59,10 @@ def complexity(args: Namespace) -> None:
         raise UserError(f'--compare: the backbone is a {type(backbone).__name__}, expected a LaViT')
     tables = {'': count_complexity(model, shape)}
     if args.compare:
-        twin = deepcopy(cfg)
+        other = deepcopy(cfg)
         less_attention = cfg.model.backbone.get('less_attention', True)
-        twin.model.backbone.less_attention = not less_attention
-        tables[TWINS[less_attention]] = count_complexity(build_plain_model(twin), shape)
+        other.model.backbone.less_attention = not less_attention
+        tables[OTHERS[less_attention]] = count_complexity(build_plain_model(other), shape)
     print(f'{args.config}, {shape[0]}x{shape[1]} px')
     print(render(tables))
     if rois:
@@ -133,13 +133,13 @@ def compare_with_paper(backbone: dict[str, Any]) -> str:
     for title, count in (
         ('here', classifier(**options, less_attention=less_attention)),
         (
-            f'here, {TWINS[less_attention]}',
+            f'here, {OTHERS[less_attention]}',
             classifier(**options, less_attention=not less_attention),
         ),
         ('paper' if less_attention else 'paper, LaViT', found),
     ):
         parameters, macs = cells(count)
-        lines.append(f'  {title:<20}{parameters:>12} parameters{macs:>10} multiply-adds')
+        lines.append(f'  {title:<22}{parameters:>12} parameters{macs:>10} multiply-adds')
     return '\n'.join([f'{arch} as a classifier of 1000 classes at 224x224 px:', *lines])
 
 

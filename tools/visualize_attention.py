@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from mmengine.device import get_device
 from torch import Tensor
@@ -36,12 +37,12 @@ from mmlavit.cli.configs import read_config
 from mmlavit.cli.launch import run_tool
 from mmlavit.cli.parsers import LineParser
 from mmlavit.errors import UserError
-from mmlavit.models import LessAttention
+from mmlavit.models import LayerTrace, LessAttention
 from mmlavit.visualization.attention_figures import draw_reports
-from mmlavit.visualization.attention_maps import LayerAttention, collect_attention, find_backbone
+from mmlavit.visualization.attention_maps import find_backbone
 from mmlavit.visualization.attention_point_figure import draw_attention
 from mmlavit.visualization.attention_report import AttentionReport, measure_attention, shorten
-from mmlavit.visualization.attention_windows import ImageGeometry, attention_of
+from mmlavit.visualization.attention_windows import ImageGeometry, attention_of_point
 
 DPI = 200
 STAGES = (1, 2, 3, 4)
@@ -54,7 +55,7 @@ class Model(NamedTuple):
 
     config: str
     checkpoint: str
-    layers: list[LayerAttention]
+    layers: list[LayerTrace]
     geometry: ImageGeometry
     report: AttentionReport
     less_attention: bool  # in any layer, looked at or not
@@ -183,7 +184,9 @@ def look_at(
         inferencer = build_predictor(cfg, checkpoint, content, device, image.parent).inferencer
     backbone = find_backbone(inferencer.model)
     inputs, meta = model_input(inferencer, image)
-    layers = [layer for layer in collect_attention(backbone, inputs) if layer.stage in stages]
+    with torch.no_grad():
+        _, trace = backbone.forward_trace(inputs)
+    layers = [layer for layer in trace if layer.stage in stages]
     if not layers:
         raise UserError(f'--stages: the LaViT of {config} has {len(backbone.stages)} stages')
     geometry = ImageGeometry.of_sample(meta)
@@ -270,7 +273,7 @@ def draw_point(
     Returns:
         Figures by file name, and the numbers, layer by layer.
     """
-    attentions = [attention_of(layer, point, model.geometry) for layer in model.layers]
+    attentions = [attention_of_point(layer, point, model.geometry) for layer in model.layers]
     figures = {}
     for stage in sorted({layer.stage for layer in model.layers}):
         of_stage = [a for a in attentions if a.layer.stage == stage]

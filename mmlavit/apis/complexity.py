@@ -18,7 +18,7 @@ from mmlavit.models.layers import (
     VanillaAttention,
 )
 
-__all__ = ['Count', 'count_complexity']
+__all__ = ['Count', 'count_complexity', 'multiply_adds']
 
 # A layer is of one kind; what is left of the backbone is 'backbone, other'.
 LAYERS: dict[str, type[nn.Module]] = {
@@ -104,13 +104,39 @@ def assumed_rois(model: Any) -> tuple[int, int] | None:
     return counts[0], counts[1] if roi_head.with_mask else 0
 
 
+def multiply_adds(model: nn.Module, shape: tuple[int, int], in_channels: int = 3) -> dict[str, int]:
+    """Count the multiply-adds of one image.
+
+    Matrix products and convolutions are counted, those inside fused attention and of padded tokens
+    included; norms, activations, interpolation and pooling are not, as in the papers' figures.
+    Nothing is computed: the model moves to the meta device, and is of no use afterwards.
+
+    Args:
+        model: Takes images ``(1, in_channels, h, w)``.
+        shape: Height and width of the image in pixels.
+        in_channels: Channels of the image.
+
+    Returns:
+        The count of the model, under the empty name, and of every module within that has any.
+    """
+    image = torch.empty(1, in_channels, *shape, device='meta')
+    model.to('meta')
+    model.eval()  # returns None in backbones of mmdet
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    root = type(model).__name__ + '.'
+    within = {
+        name.removeprefix(root): sum(operators.values()) // 2
+        for name, operators in counter.get_flop_counts().items()
+        if name.startswith(root)
+    }
+    return {'': counter.get_total_flops() // 2} | within
+
+
 def count_complexity(model: nn.Module, shape: tuple[int, int]) -> dict[str, Count]:
     """Count a model of mmpretrain, mmdet or mmseg, or a LaViTClassifier, for one image.
 
-    Matrix products and convolutions are counted, those inside fused attention included; norms,
-    activations, interpolation and pooling are not, as in the papers' figures. Windows at a map's
-    border count as whole ones, as a GPU computes them; on a CPU they cost less. Nothing is
-    computed: the model moves to the meta device, and is of no use afterwards.
+    What counts is said at :func:`multiply_adds`; the model is of no use afterwards.
 
     Args:
         model: The model.
@@ -123,39 +149,32 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> dict[str, Coun
     Raises:
         UserError: If the model has parts whose cost is not known, or cannot run on such an image.
     """
-    model = revert_sync_batchnorm(model).to('meta').eval()
+    model = revert_sync_batchnorm(model)
     parts = _parts(model)
-    counter = _probe(model, shape, set(parts.values()))
+    found = _probe(model, shape, set(parts.values()))
     counts = {part: [0, 0] for part in (*LAYERS, *parts.values())}
     for name, parameter in model.named_parameters():
         counts[_part_of(name, parts)][0] += parameter.numel()
-    flops = {
-        name.removeprefix('Inference.model.'): sum(ops.values())
-        for name, ops in counter.get_flop_counts().items()
-        if name.startswith('Inference.model.')
-    }
-    for name, value in flops.items():
+    inner = 'model.'
+    macs = {name.removeprefix(inner): n for name, n in found.items() if name.startswith(inner)}
+    for name, value in macs.items():
         counts[_part_of(name, parts)][1] += value
-        outer = _enclosing(name, flops)
+        outer = _enclosing(name, macs)
         if outer:  # whose count holds this one
             counts[_part_of(outer, parts)][1] -= value
-    total = counter.get_total_flops()
-    assert sum(c[1] for c in counts.values()) == total, 'a part is missing'
-    found = {part: Count(params, flops // 2) for part, (params, flops) in counts.items()}
-    return {part: count for part, count in found.items() if any(count)}
+    assert sum(macs for _, macs in counts.values()) == found[''], 'a part is missing'
+    return {part: Count(*count) for part, count in counts.items() if any(count)}
 
 
-def _probe(model: Any, shape: tuple[int, int], parts: set[str]) -> FlopCounterMode:
-    """Run a model on an image, and see to it that all parts of it have been entered."""
+def _probe(model: Any, shape: tuple[int, int], parts: set[str]) -> dict[str, int]:
+    """Count a model module by module, and see to it that all parts of it have been entered."""
     kind, entered = type(model).__name__, set()
     handles = [
         module.register_forward_pre_hook(lambda module, args: entered.add(module))
         for module in model.modules()
     ]
-    image = torch.empty(1, channels_of(model), *shape, device='meta')
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            Inference(model)(image)
+        found = multiply_adds(Inference(model), shape, channels_of(model))
     except UserError:
         raise
     except Exception as error:  # of whatever a model does with an image, or a head with maps
@@ -176,7 +195,7 @@ def _probe(model: Any, shape: tuple[int, int], parts: set[str]) -> FlopCounterMo
         raise UserError(
             f'a {kind} cannot be counted: it is not known what {", ".join(unknown)} costs'
         )
-    return counter
+    return found
 
 
 def _parts(model: Any) -> dict[str, str]:

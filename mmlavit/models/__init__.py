@@ -1,15 +1,17 @@
-"""LaViT, its layers and its loss. Imports torch, mmengine and mmcv only."""
+"""LaViT, its layers and its loss. Imports torch and mmengine only."""
 
 from .backbones import LaViT
-from .layers import PAD_VALUE, AttentionResidual, LessAttention, VanillaAttention
+from .layers import AttentionResidual, LessAttention, VanillaAttention
 from .losses import DiagonalityLoss, diagonality_loss
+from .trace import LayerTrace, trace_layers
 
 __all__ = [
-    'PAD_VALUE',
     'AttentionResidual',
     'DiagonalityLoss',
     'LaViT',
+    'LayerTrace',
     'LessAttention',
     'VanillaAttention',
     'diagonality_loss',
+    'trace_layers',
 ]

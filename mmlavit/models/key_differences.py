@@ -8,7 +8,7 @@ from torch import nn
 from mmlavit.checkpoints import state_dict_of
 from mmlavit.errors import UserError
 
-from .layers import is_window_transform
+from .layers.resize import is_adapted
 
 LISTED_KEYS = 10
 
@@ -57,7 +57,7 @@ def check_belongs(checkpoint: Any, model: nn.Module, source: str) -> None:
 def key_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """Describe how a state dict differs from the expected one, a line for each kind.
 
-    Window transforms may differ in shape, since the backbone resizes them.
+    Tensors that the layers adapt may differ in shape.
 
     Args:
         found: What the file holds.
@@ -92,7 +92,8 @@ def listing(keys: Iterable[Any], most: int = LISTED_KEYS) -> str:
 
 
 def _fits(key: str, found: Any, expected: Any) -> bool:
-    return _shape(found) == _shape(expected) or is_window_transform(key)
+    found, expected = _shape(found), _shape(expected)
+    return found == expected or is_adapted(key, found, expected)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

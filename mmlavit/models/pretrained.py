@@ -56,8 +56,7 @@ def load_pretrained(
             f'{checkpoint} does not fit {type(backbone).__name__}:\n' + '\n'.join(differences)
         )
     common = [k for k in target if k in found]
-    # Only window transforms may differ in shape.
-    resized = [k for k in common if found[k].shape != target[k].shape]
+    resized = [k for k in common if found[k].numel() != target[k].numel()]
     backbone.load_state_dict({k: found[k] for k in common}, strict=False)
 
     outside = [k for k in source if not k.startswith(prefix)] + [prefix + k for k in unused]

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmlavit.models import LaViT, LessAttention
+from mmlavit.models import LaViT, LayerTrace, LessAttention
 
-from .attention_maps import LayerAttention
 from .attention_measures import diagonality_terms, identity_distance, similarity_matrix
 
 __all__ = ['AttentionReport', 'Place', 'measure_attention', 'shorten']
@@ -58,12 +57,12 @@ class AttentionReport(NamedTuple):
         return {'layers': layers, 'similarity_by_stage': similarity}
 
 
-def measure_attention(backbone: LaViT, layers: Sequence[LayerAttention]) -> AttentionReport:
+def measure_attention(backbone: LaViT, layers: Sequence[LayerTrace]) -> AttentionReport:
     """Measure the attention of a model on an image, and its transforms.
 
     Args:
         backbone: The model's backbone.
-        layers: Its attention on the image, of all layers of the stages to look at.
+        layers: Its logits on the image, of all layers of the stages to look at.
     """
     places = [(layer.stage, layer.layer) for layer in layers]
     terms = {place: diagonality_terms(a) for place, a in zip(places, layers, strict=True)}
@@ -74,11 +73,11 @@ def measure_attention(backbone: LaViT, layers: Sequence[LayerAttention]) -> Atte
             less[stage, layer] = attention
     return AttentionReport(
         kinds={place: a.kind for place, a in zip(places, layers, strict=True)},
-        shapes={place: tuple(a.attention.shape) for place, a in zip(places, layers, strict=True)},
+        shapes={place: tuple(a.logits.shape) for place, a in zip(places, layers, strict=True)},
         diagonality={place: float(diagonality) for place, (diagonality, _) in terms.items()},
         symmetry={place: float(symmetry) for place, (_, symmetry) in terms.items()},
         matrices={
-            stage: similarity_matrix([a for a in layers if a.stage == stage]).numpy()
+            stage: similarity_matrix([a for a in layers if a.stage == stage]).cpu().numpy()
             for stage in sorted({a.stage for a in layers})
         },
         theta={place: a.theta.detach().cpu().numpy() for place, a in less.items()},

@@ -3,13 +3,13 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from mmlavit.errors import UserError
+from mmlavit.models import LayerTrace
 
-from .attention_maps import LayerAttention
+from .attention_maps import attention_of
 
-__all__ = ['Box', 'ImageGeometry', 'PointAttention', 'attention_of']
+__all__ = ['Box', 'ImageGeometry', 'PointAttention', 'attention_of_point']
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the image
 
@@ -63,37 +63,29 @@ class ImageGeometry(NamedTuple):
 class PointAttention(NamedTuple):
     """The attention that the token of one pixel pays to its window."""
 
-    layer: LayerAttention
+    layer: LayerTrace
     weights: np.ndarray  # (heads, rows, cols), padded keys left out
     box: Box  # of the window
 
 
-def attention_of(
-    layer: LayerAttention, point: tuple[int, int], geometry: ImageGeometry
+def attention_of_point(
+    layer: LayerTrace, point: tuple[int, int], geometry: ImageGeometry
 ) -> PointAttention:
     """Take the attention of one pixel from a layer's maps.
 
     Args:
-        layer: Maps of one image.
+        layer: Logits of one image.
         point: Pixel (x, y) of the image, inside what the model sees.
         geometry: Of the image.
     """
-    stride, n = 4 * 2 ** (layer.stage - 1), layer.window
-    height, width = layer.size
+    stride, n = 4 * 2 ** (layer.stage - 1), layer.windows.side
+    height, width = layer.windows.height, layer.windows.width
     u, v = geometry.to_input(point[0] + 0.5, point[1] + 0.5)  # the pixel's center
     col, row = min(int(u // stride), width - 1), min(int(v // stride), height - 1)
-    group = (row // n) * -(-width // n) + col // n
-    weights = layer.attention[group, :, (row % n) * n + col % n].unflatten(-1, (n, n))
-    rows, cols = _extent(layer, group)
+    group = (row // n) * layer.windows.cols + col // n
+    weights = attention_of(layer)[group, :, (row % n) * n + col % n].unflatten(-1, (n, n))
     left, top = col // n * n, row // n * n
+    rows, cols = min(n, height - top), min(n, width - left)  # of valid tokens
     corners = ((left, top), (left + cols, top + rows))
     start, end = (geometry.to_image(x * stride, y * stride) for x, y in corners)
     return PointAttention(layer, weights[:, :rows, :cols].cpu().numpy(), (*start, *end))
-
-
-def _extent(layer: LayerAttention, group: int) -> tuple[int, int]:
-    """Rows and columns of real tokens in a window; padding lies at the bottom and on the right."""
-    if layer.mask is None:
-        return layer.window, layer.window
-    real: Tensor = layer.mask[group].view(layer.window, layer.window)
-    return int(real.any(1).sum()), int(real.any(0).sum())

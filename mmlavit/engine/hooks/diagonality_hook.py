@@ -11,17 +11,13 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from mmlavit.errors import UserError
-from mmlavit.models import LaViT, LessAttention
+from mmlavit.models import LaViT, LayerTrace, LessAttention, trace_layers
 from mmlavit.registry import HOOKS
-from mmlavit.visualization.attention_maps import (
-    LayerAttention,
-    attach_attention_maps,
-    find_backbone,
-)
+from mmlavit.visualization.attention_maps import find_backbone
 from mmlavit.visualization.attention_measures import (
     diagonality_terms,
     identity_distance,
-    similarity,
+    similarity_matrix,
 )
 
 __all__ = ['DiagonalityHook']
@@ -61,7 +57,7 @@ class DiagonalityHook(Hook):
         self._backbone: LaViT | None = None
         self._handles: list[RemovableHandle] = []
         self._values: dict[str, list[Tensor]] = {}
-        self._previous: LayerAttention | None = None
+        self._previous: LayerTrace | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Find the backbone.
@@ -92,7 +88,7 @@ class DiagonalityHook(Hook):
         if is_main_process() and self.every_n_train_iters(runner, self.interval):
             assert self._backbone is not None
             self._values = defaultdict(list)
-            self._handles = attach_attention_maps(self._backbone, self._measure)
+            self._handles = trace_layers(self._backbone, self._measure)
 
     def after_train_iter(
         self,
@@ -120,14 +116,16 @@ class DiagonalityHook(Hook):
         # put all of them into its lines
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
-    def _measure(self, layer: LayerAttention) -> None:
+    def _measure(self, layer: LayerTrace) -> None:
         prefix = f'attention/stage{layer.stage}'
         diagonality, symmetry = diagonality_terms(layer)
         self._values[f'{prefix}/diagonality'].append(diagonality)
         self._values[f'{prefix}/symmetry'].append(symmetry)
         if layer.layer > 1:
             assert self._previous is not None
-            self._values[f'{prefix}/saturation'].append(similarity(self._previous, layer))
+            self._values[f'{prefix}/saturation'].append(
+                similarity_matrix([self._previous, layer])[0, 1]
+            )
         self._previous = layer
 
     def _measure_transforms(self) -> None:

@@ -1,17 +1,19 @@
 """Adds the diagonality-preserving loss to whatever model is being trained."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mmlavit.errors import UserError
-from mmlavit.models import DiagonalityLoss, LessAttention
+from mmlavit.models import DiagonalityLoss, LayerTrace, LessAttention, trace_layers
+from mmlavit.ops.diagonality import Form
 from mmlavit.registry import HOOKS
+from mmlavit.visualization.attention_maps import find_backbone
 
 
 @HOOKS.register_module()
@@ -35,9 +37,7 @@ class DiagonalityLossHook(Hook):
         ValueError: If ``form`` is unknown.
     """
 
-    def __init__(
-        self, loss_weight: float = 1.0, form: Literal['hinge', 'linear'] = 'hinge'
-    ) -> None:
+    def __init__(self, loss_weight: float = 1.0, form: Form = 'hinge') -> None:
         self.loss = DiagonalityLoss(loss_weight, form)
         self._handles: list[RemovableHandle] = []
 
@@ -70,35 +70,26 @@ def attach_diagonality_loss(model: nn.Module, loss: DiagonalityLoss) -> list[Rem
     Raises:
         UserError: If the model has no less-attention layer.
     """
-    layers = [m for m in model.modules() if isinstance(m, LessAttention)]
-    if not layers:
+    if not any(isinstance(module, LessAttention) for module in model.modules()):
         raise UserError(
             f'loss_dp: {type(model).__name__} has no less-attention layer; remove '
             'DiagonalityLossHook from custom_hooks or use a LaViT backbone with less_attention=True'
         )
-    # what the forward pass under way has produced; None outside one, so that a layer that runs
-    # again to recompute its activations in the backward pass is not counted twice
-    running: list[tuple[Tensor, Tensor | None]] | None = None
+    collected: list[LayerTrace] = []
 
-    def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal running
-        running = [] if kwargs.get('mode') == 'loss' else None
+    def start(module: nn.Module, args: Any) -> None:
+        collected.clear()
 
-    def collect(module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        if running is not None:
-            running.append((output[1], args[2]))
-
-    def finish(module: nn.Module, args: tuple[Any, ...], losses: Any) -> Any:
-        nonlocal running
-        if running is None:
+    def finish(module: nn.Module, args: Any, kwargs: dict[str, Any], losses: Any) -> Any:
+        layers = collected.copy()
+        collected.clear()
+        if kwargs.get('mode') != 'loss':
             return losses
-        collected, running = running, None
-        # not in `collect`: a checkpointed block must save the same tensors when it runs again
-        values = [loss(logits, mask) for logits, mask in collected]
+        values = [loss(layer.logits, layer.windows) for layer in layers]
         return {**losses, 'loss_dp': torch.stack(values).mean()}
 
     return [
-        model.register_forward_pre_hook(start, with_kwargs=True),
-        *(layer.register_forward_hook(collect) for layer in layers),
-        model.register_forward_hook(finish),
+        model.register_forward_pre_hook(start),
+        *trace_layers(find_backbone(model), lambda layer: collected.append(layer), kinds=('LA',)),
+        model.register_forward_hook(finish, with_kwargs=True),
     ]

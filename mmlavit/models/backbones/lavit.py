@@ -6,7 +6,6 @@ Paper: https://arxiv.org/abs/2406.00427. ``docs/paper_to_code.md`` maps its equa
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -15,15 +14,14 @@ from mmlavit.registry import MODELS
 from ..layers import (
     AttentionResidual,
     Block,
-    FusedVanillaAttention,
     LessAttention,
+    OutputNorm,
     PatchEmbed,
     Stage,
     VanillaAttention,
-    channels_first,
-    real_pixels,
 )
 from ..pretrained import load_pretrained
+from ..trace import LayerTrace, trace_layers
 from .arch import NUM_STAGES, are_positive_ints, parse_arch
 
 
@@ -42,13 +40,13 @@ class LaViT(BaseModule):
             ``depths``, ``va_layers`` (four values each) and optionally ``head_width`` and
             ``ffn_ratio``.
         window_size: Side of an attention window in tokens, one for all stages or one a stage.
-        out_indices: Stages (0 to 3) whose maps are returned. Stages behind the last one are not
-            built.
+        out_indices: Stages (0 to 3, or -4 to -1) whose maps are returned. Stages behind the last
+            one are not built.
         drop_path_rate: Stochastic depth: the last block's drop probability; the others' rise
             linearly to it.
         attention_residual: Whether a stage's attention guides the next stage's.
         less_attention: Whether layers behind ``va_layers`` are less attention. If not, all are
-            vanilla: the all-VA twin of the paper's ablation.
+            vanilla: the all-VA baseline of the paper's ablation.
         in_channels: Channels of the image.
         frozen_stages: How many stages are frozen, with the first embedding; 0 freezes that alone,
             -1 nothing.
@@ -66,7 +64,7 @@ class LaViT(BaseModule):
         self,
         arch: str | Mapping[str, Any] = 'small',
         window_size: int | Sequence[int] = 7,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         drop_path_rate: float = 0.0,
         attention_residual: bool = True,
         less_attention: bool = True,
@@ -89,30 +87,30 @@ class LaViT(BaseModule):
         self.in_channels = in_channels
         channels, depths, va_layers, head_width, ffn_ratio = self.arch
 
-        drop_path = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
+        drop_path = (drop_path_rate * k / (sum(depths) - 1) for k in range(sum(depths)))
         self.stages = nn.ModuleList()
-        for i in range(max(self.out_indices) + 1):
-            dim, heads, window = channels[i], channels[i] // head_width, self.window_size[i]
+        for i in range(self.out_indices[-1] + 1):
+            dim, heads = channels[i], channels[i] // head_width
             residual = None
             if attention_residual and i > 0:
-                residual = AttentionResidual(
-                    channels[i - 1] // head_width, heads, self.window_size[i - 1], window
-                )
+                residual = AttentionResidual(channels[i - 1] // head_width, heads)
             num_vanilla = va_layers[i] if less_attention else depths[i]
+            # by the less attention behind it, or by the residual of the next stage
+            is_read = num_vanilla < depths[i] or (attention_residual and i < self.out_indices[-1])
             blocks = []
             for j in range(depths[i]):
-                attention: type[VanillaAttention | LessAttention] = LessAttention
+                attention: VanillaAttention | LessAttention
                 if j < num_vanilla:
-                    # the next layer transforms these logits, or the next stage reads them, or not
-                    last = i == max(self.out_indices) or not attention_residual
-                    read = num_vanilla - 1 == j and not (last and j == depths[i] - 1)
-                    attention = VanillaAttention if read else FusedVanillaAttention
-                rate = drop_path[sum(depths[:i]) + j]
-                blocks.append(Block(attention(dim, heads, window), dim, ffn_ratio, rate))
+                    keep_logits = is_read and j == num_vanilla - 1
+                    attention = VanillaAttention(dim, heads, keep_logits)
+                else:
+                    attention = LessAttention(dim, self.window_size[i])
+                blocks.append(Block(attention, dim, ffn_ratio, next(drop_path)))
+            # behind the blocks: a seed then gives the start values that it gave in version 0.1.0
             embed = PatchEmbed(channels[i - 1] if i else in_channels, dim, patch=2 if i else 4)
-            self.stages.append(Stage(embed, residual, blocks, num_vanilla, window, with_cp))
+            self.stages.append(Stage(embed, residual, blocks, self.window_size[i], with_cp))
         for i in self.out_indices:
-            self.add_module(f'norm{i}', nn.LayerNorm(channels[i]))
+            self.add_module(f'norm{i}', OutputNorm(channels[i]))
         self.apply(_initialize)
         self._freeze()
 
@@ -134,15 +132,32 @@ class LaViT(BaseModule):
                 f'images of shape {tuple(x.shape)}: expected (B, {self.in_channels}, h, w), '
                 'all at least 1'
             )
-        real = real_pixels(x)
         x = x.permute(0, 2, 3, 1)
-        logits = mask = None
+        logits = windows = None
         outs = []
         for i, stage in enumerate(self.stages):
-            x, logits, mask, real = stage(x, logits, mask, real)
+            x, logits, windows = stage(x, logits, windows)
             if i in self.out_indices:
-                outs.append(channels_first(self.get_submodule(f'norm{i}')(x)))
+                outs.append(self.get_submodule(f'norm{i}')(x))
         return tuple(outs)
+
+    def forward_trace(self, x: Tensor) -> tuple[tuple[Tensor, ...], list[LayerTrace]]:
+        """Extract features, and keep the logits of every layer.
+
+        Args:
+            x: Images of shape ``(B, in_channels, h, w)``.
+
+        Returns:
+            What :meth:`forward` returns, and one entry a layer in the order of the pass.
+        """
+        layers: list[LayerTrace] = []
+        # no method of the list itself: torch.compile would break its graph there
+        handles = trace_layers(self, lambda layer: layers.append(layer))
+        try:
+            return self(x), layers
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def init_weights(self) -> None:
         """Load the checkpoint that ``init_cfg`` names; without one, keep the start values.
@@ -220,15 +235,17 @@ def _parse_window_size(window_size: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _parse_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    allowed = range(NUM_STAGES)
-    if (
-        not isinstance(out_indices, Sequence)
-        or not out_indices
-        or not all(isinstance(i, int) and i in allowed for i in out_indices)
-        or list(out_indices) != sorted(set(out_indices))
+def _parse_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
+    indices = [out_indices] if isinstance(out_indices, int) else out_indices
+    allowed = range(-NUM_STAGES, NUM_STAGES)
+    if not isinstance(indices, Sequence) or not all(
+        isinstance(i, int) and i in allowed for i in indices
     ):
+        indices = []
+    indices = [i % NUM_STAGES for i in indices]
+    if not indices or indices != sorted(set(indices)):
         raise ValueError(
-            f'out_indices={out_indices!r}: expected rising stage numbers from {tuple(allowed)}'
+            f'out_indices={out_indices!r}: expected rising stage numbers from 0 to '
+            f'{NUM_STAGES - 1}, or from -{NUM_STAGES} to -1'
         )
-    return tuple(out_indices)
+    return tuple(indices)

@@ -1,31 +1,27 @@
 """Building blocks of LaViT, one public idea a file."""
 
-from .attention import FusedVanillaAttention, LessAttention, VanillaAttention, is_window_transform
+from .attention import LessAttention, VanillaAttention
 from .attention_residual import AttentionResidual
 from .block import Block
-from .channels_first import channels_first
+from .drop_path import DropPath
 from .embedding import PatchEmbed
-from .ffn import ConvFFN
-from .padding import PAD_VALUE, real_pixels
+from .ffn import ConvFFN, ConvGELU
+from .norm import AddNorm, Norm, OutputNorm
 from .resize import resize_transform
 from .stage import Stage
-from .windows import merge, partition, window_mask
 
 __all__ = [
-    'PAD_VALUE',
+    'AddNorm',
     'AttentionResidual',
     'Block',
     'ConvFFN',
-    'FusedVanillaAttention',
+    'ConvGELU',
+    'DropPath',
     'LessAttention',
+    'Norm',
+    'OutputNorm',
     'PatchEmbed',
     'Stage',
     'VanillaAttention',
-    'channels_first',
-    'is_window_transform',
-    'merge',
-    'partition',
-    'real_pixels',
     'resize_transform',
-    'window_mask',
 ]

@@ -1,13 +1,13 @@
-"""Patch embedding and downsampling: a convolution whose kernel is its stride (paper, 3.1)."""
+"""What leads into a stage: patch embedding and downsampling (paper, section 3.1)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .padding import ceil_divide, is_multiple
+from mmlavit.ops.windows import ceil_divide, is_multiple
 
 
 class PatchEmbed(nn.Module):
-    """Project non-overlapping patches, then normalize.
+    """Project non-overlapping patches by a convolution whose kernel is its stride, then normalize.
 
     Sides that are no multiple of the patch are completed with zeros, so a map of side ``s`` gives
     one of side ``ceil(s / patch)``.
@@ -25,14 +25,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embed a map.
-
-        Args:
-            x: Map of shape ``(B, h, w, in_channels)``.
-
-        Returns:
-            Map of shape ``(B, ceil(h / patch), ceil(w / patch), out_channels)``.
-        """
+        """Embed a map ``(B, h, w, in_channels)`` as ``(B, h / patch, w / patch, out_channels)``."""
         h, w = x.shape[1:3]
         if not (is_multiple(h, self.patch) and is_multiple(w, self.patch)):
             rows, cols = ceil_divide(h, self.patch), ceil_divide(w, self.patch)

@@ -1,9 +1,20 @@
 """Carry a window transform over to another window size (docs/paper_to_code.md, decision 1)."""
 
-from math import isqrt
+from collections.abc import Sequence
+from math import isqrt, prod
 
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def is_adapted(key: str, found: Sequence[int], expected: Sequence[int]) -> bool:
+    """Tell whether a layer takes a tensor of another shape on loading.
+
+    These are transforms of another window, and the attention residual's kernel as version 0.1.0
+    kept it.
+    """
+    name = key.rpartition('.')[2]
+    return name in ('theta', 'psi') or (name == 'kernel' and prod(found) == prod(expected))
 
 
 def resize_transform(weight: Tensor, num_tokens: int) -> Tensor:

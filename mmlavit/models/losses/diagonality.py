@@ -1,34 +1,24 @@
 """Diagonality-preserving loss (paper, section 3.4)."""
 
-from typing import Literal
+from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
+from mmlavit import ops
+from mmlavit.ops import Windows
+from mmlavit.ops.diagonality import Form
 from mmlavit.registry import MODELS
-
-FORMS = ('hinge', 'linear')
 
 
 def diagonality_loss(
-    logits: Tensor, mask: Tensor | None = None, form: Literal['hinge', 'linear'] = 'hinge'
+    logits: Tensor, windows: Windows | None = None, form: Form = 'hinge'
 ) -> Tensor:
     """Ask of an attention map to be symmetric and to peak on its diagonal (paper, eq. 8 and 9).
 
-    ``'hinge'`` is bounded and works on ``P = softmax(A)``. It is zero exactly when ``P`` equals its
-    transpose and no entry of a row exceeds the diagonal::
-
-        mean_ij |P_ij - P_ji| * N / 2  +  mean_i mean_{j != i} max(0, P_ij - P_ii)
-
-    ``'linear'`` keeps the published shape on the logits, unbounded below, for comparison::
-
-        mean_ij |A_ij - A_ji| * N / 2  +  mean_i (sum_{j != i} A_ij - (N - 1) A_ii)
-
     Args:
-        logits: Scores of shape ``(groups, heads, N, N)``.
-        mask: Booleans of shape ``(groups, N)``, true where a token is real. Padded tokens do not
-            count, and ``N`` is the number of real ones.
-        form: ``'hinge'`` or ``'linear'``.
+        logits: Logits of shape ``(groups, heads, N, N)``.
+        windows: Of the map; padded tokens do not count. None if there are none.
+        form: ``'hinge'`` or ``'linear'``, see :func:`mmlavit.ops.diagonality`.
 
     Returns:
         The loss averaged over groups and heads, a float32 (or float64) scalar.
@@ -36,25 +26,8 @@ def diagonality_loss(
     Raises:
         ValueError: If ``form`` is unknown.
     """
-    if form not in FORMS:
-        raise ValueError(f'form={form!r}: expected one of {FORMS}')
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    n = scores.shape[-1]
-    if mask is None:
-        mask = torch.ones(len(scores), n, dtype=torch.bool, device=scores.device)
-    real = mask[:, None, :]  # (groups, 1, N)
-    if form == 'hinge':
-        scores = scores.masked_fill(~real[..., None, :], torch.finfo(scores.dtype).min).softmax(-1)
-    scores = scores.masked_fill(~(real[..., :, None] & real[..., None, :]), 0)
-    count = real.sum(-1).clamp(min=1).to(scores.dtype)  # (groups, 1)
-
-    # mean over count^2 pairs, times count / 2
-    asymmetry = (scores - scores.mT).abs().sum((-2, -1)) / (2 * count)
-    excess = scores - scores.diagonal(dim1=-2, dim2=-1)[..., None]  # A_ij - A_ii, 0 where i = j
-    excess = excess.masked_fill(~real[..., None, :], 0)
-    if form == 'hinge':
-        excess = excess.clamp(min=0) / (count - 1).clamp(min=1)[..., None, None]
-    return (asymmetry + excess.sum((-2, -1)) / count).mean()
+    asymmetry, excess = ops.diagonality(logits, windows, _check(form))
+    return asymmetry + excess
 
 
 @MODELS.register_module()
@@ -69,15 +42,17 @@ class DiagonalityLoss(nn.Module):
         ValueError: If ``form`` is unknown.
     """
 
-    def __init__(
-        self, loss_weight: float = 1.0, form: Literal['hinge', 'linear'] = 'hinge'
-    ) -> None:
+    def __init__(self, loss_weight: float = 1.0, form: Form = 'hinge') -> None:
         super().__init__()
-        if form not in FORMS:
-            raise ValueError(f'form={form!r}: expected one of {FORMS}')
         self.loss_weight = loss_weight
-        self.form: Literal['hinge', 'linear'] = form
+        self.form = _check(form)
 
-    def forward(self, logits: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Weighted loss of logits ``(groups, heads, N, N)`` and mask ``(groups, N)``."""
-        return self.loss_weight * diagonality_loss(logits, mask, self.form)
+    def forward(self, logits: Tensor, windows: Windows | None = None) -> Tensor:
+        """Weighted loss of logits ``(groups, heads, N, N)``."""
+        return self.loss_weight * diagonality_loss(logits, windows, self.form)
+
+
+def _check(form: Form) -> Form:
+    if form not in get_args(Form):
+        raise ValueError(f'form={form!r}: expected one of {get_args(Form)}')
+    return form
