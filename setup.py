@@ -9,6 +9,12 @@ ROOT = Path(__file__).parent
 # They look after a clone: its environment, its README, its data.
 CLONE_TOOLS = ('demo.py', 'doctor.py', 'readme_tables.py', 'setup_env.py')
 
+TOOLBOXES = {
+    'cls': 'onedl-mmpretrain',
+    'det': 'onedl-mmdetection',
+    'seg': 'onedl-mmsegmentation',
+}
+
 
 class BuildWithMim(build_py):
     """Adds configs and tools in ``mmlavit/.mim``, where OpenMMLab's packages carry theirs."""
@@ -29,6 +35,12 @@ class BuildWithMim(build_py):
 def parse_requirements(name: str) -> list[str]:
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
     return [line for line in lines if line and not line.startswith('#')]
+
+
+def parse_toolbox(toolbox: str) -> list[str]:
+    """One toolbox, and what all of them share."""
+    others = tuple(name for name in TOOLBOXES.values() if name != toolbox)
+    return [line for line in parse_requirements('mminstall') if not line.startswith(others)]
 
 
 def parse_version() -> str:
@@ -53,6 +65,7 @@ setup(
     install_requires=parse_requirements('runtime'),
     extras_require={
         name: parse_requirements(name) for name in ('mminstall', 'tests', 'lint', 'docs', 'export')
-    },
+    }
+    | {extra: parse_toolbox(toolbox) for extra, toolbox in TOOLBOXES.items()},
     zip_safe=False,
 )

@@ -14,6 +14,7 @@ __all__ = [
     'REQUIRED',
     '__version__',
     'check_dependency',
+    'check_installed',
     'config_path',
     'create_model',
     'list_models',
@@ -32,7 +33,7 @@ def check_dependency(module: str, found: str | None) -> None:
 
     Args:
         module: Import name, a key of ``REQUIRED``.
-        found: The installed version, ``None`` where the module is not installed.
+        found: Its version, ``None`` where the module is not installed.
 
     Raises:
         ImportError: If the module is missing or out of bounds. The message names the version
@@ -54,18 +55,28 @@ def check_dependency(module: str, found: str | None) -> None:
     )
 
 
-def _installed_version(module: str) -> str | None:
+def check_installed(module: str) -> None:
+    """Import a dependency and check its version (see :func:`check_dependency`).
+
+    Args:
+        module: Import name, a key of ``REQUIRED``.
+
+    Raises:
+        ImportError: If the module is missing or out of bounds.
+    """
     try:
-        return import_module(module).__version__
+        found = import_module(module).__version__
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        return None
+        found = None
+    check_dependency(module, found)
 
 
-for _module in REQUIRED:
+# mmcv is left to mmlavit.engine: the models need none.
+for _module in ('mmengine', 'torch'):
     try:
-        check_dependency(_module, _installed_version(_module))
+        check_installed(_module)
     except ImportError as _error:
         # A registry that looks `mmlavit.LaViT` up swallows the ImportError and reports an unknown
         # type instead: only the warning reaches the user of an upstream tool.

@@ -1,6 +1,7 @@
 """Read checkpoints as data: without running code that they name."""
 
 import io
+import json
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from zipfile import is_zipfile
 
 import numpy as np
 import torch
+from mmengine import fileio
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
@@ -25,6 +27,7 @@ from mmlavit.errors import UnsafeCheckpointError, UserError
 __all__ = [
     'check_checkpoint',
     'load_checkpoint',
+    'load_from_safetensors',
     'read_checkpoint',
     'safe_loading',
     'state_dict_of',
@@ -118,7 +121,7 @@ def state_dict_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_checkpoint(path: str, name: str = 'checkpoint') -> None:
-    """Stop where a local checkpoint does not exist or is no file that torch wrote.
+    """Stop where a local checkpoint does not exist, or is no file of torch or safetensors.
 
     Args:
         path: A path, or a URL, which is left to the loader.
@@ -134,29 +137,63 @@ def check_checkpoint(path: str, name: str = 'checkpoint') -> None:
         if not file.is_file():
             raise UserError(f'{name} {path!r} does not exist')
         with file.open('rb') as stream:
-            # torch writes a zip archive; before version 1.6 a pickle, which starts like this.
-            pickled = stream.read(1) == b'\x80'
+            start = stream.read(9)
     except OSError as error:
         raise UserError(f'{name} {path!r} cannot be read: {error.strerror}') from error
-    if not pickled and not is_zipfile(file):
-        raise UserError(f'{name} {path!r} is damaged, or was not written by torch.save')
+    if file.suffix == '.safetensors':
+        # The length of the header in 8 bytes, and the header, which is JSON.
+        written, writer = start[8:] == b'{', 'safetensors'
+    else:
+        # torch writes a zip archive; before version 1.6 a pickle, which starts like this.
+        written, writer = start[:1] == b'\x80' or is_zipfile(file), 'torch.save'
+    if not written:
+        raise UserError(f'{name} {path!r} is damaged, or was not written by {writer}')
+
+
+# mmengine matches patterns in reverse alphabetical order: these precede `https://` and any path.
+@CheckpointLoader.register_scheme([r'https?://.*\.safetensors', r'.*\.safetensors$'], force=True)
+def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Read a ``.safetensors`` file; mmengine's loader calls this for paths and URLs of that kind.
+
+    Args:
+        filename: A path or URL.
+        map_location: Where tensors are put.
+
+    Returns:
+        The tensors as ``state_dict``, and as ``meta`` what ``tools/publish_model.py`` has kept.
+
+    Raises:
+        UserError: If the file cannot be read, or safetensors is not installed.
+    """
+    return _as_data(filename, _read_safetensors, filename, map_location)
+
+
+def _read_safetensors(filename: str, map_location: Any) -> dict[str, Any]:
+    from safetensors.torch import load
+
+    content = fileio.get(str(Path(filename).expanduser()) if '://' not in filename else filename)
+    state_dict = {key: value.to(map_location) for key, value in load(content).items()}
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
+    meta = json.loads(header.get('__metadata__', {}).get('meta', '{}'))
+    return {'meta': meta, 'state_dict': state_dict}
 
 
 def _load_file(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
     """What ``safe_loading`` puts in the place of mmengine's function of the same arguments."""
     source = str(file) if isinstance(file, (str, Path)) else 'from remote storage'
-    return _as_data(source, torch.load, file, map_location=map_location)
+    return _as_data(source, torch.load, file, map_location=map_location, weights_only=True)
 
 
 def _load_url(url: str, **options: Any) -> Any:
     """What ``safe_loading`` puts in the place of ``torch.hub.load_state_dict_from_url``."""
-    return _as_data(url, torch.hub.load_state_dict_from_url, url, **options)
+    load = torch.hub.load_state_dict_from_url
+    return _as_data(url, load, url, weights_only=True, **options)
 
 
 def _as_data(source: str, load: Callable[..., Any], *args: Any, **options: Any) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_allowed()):
-            content = load(*args, weights_only=True, **options)
+            content = load(*args, **options)
     except UnpicklingError as error:
         named = _refused(error, args[0])
         kind = UnsafeCheckpointError if named else UserError

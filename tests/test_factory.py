@@ -7,6 +7,7 @@ import torch
 from conftest import run_python
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from safetensors.torch import save_file
 
 import mmlavit
 from mmlavit.errors import UserError
@@ -33,9 +34,11 @@ def test_names_are_those_of_the_arch_table() -> None:
     """Every variant can be built by name, and a pattern filters them."""
     assert mmlavit.list_models() == NAMES
     assert mmlavit.list_models('*ny') == ['lavit_tiny']
+    assert mmlavit.list_models(['*ny', '*se']) == ['lavit_tiny', 'lavit_base']
+    assert mmlavit.list_models(exclude_filters=('*ny', '*se')) == ['lavit_nano', 'lavit_small']
 
 
-@pytest.mark.parametrize('out_indices', [None, [1, 3], (2,)])
+@pytest.mark.parametrize('out_indices', [None, [1, 3], (2,), (-3, -1)])
 def test_feature_info_describes_what_comes_out(out_indices: list[int] | None) -> None:
     """Channels and reduction are those of the maps of a forward pass."""
     model = mmlavit.create_model('lavit_nano', features_only=True, out_indices=out_indices).eval()
@@ -58,8 +61,10 @@ def test_classifier_is_features_then_head() -> None:
         torch.testing.assert_close(pooled, features.mean((2, 3)))
         torch.testing.assert_close(model(x), model.get_classifier()(pooled))
         assert model(x).shape == (2, 10)
-        model.reset_classifier(0)
+        model.reset_classifier(0, 'avg')
         torch.testing.assert_close(model(x), pooled)
+    with pytest.raises(ValueError, match="global_pool='': expected 'avg'; forward_features"):
+        model.reset_classifier(0, '')
 
 
 def test_every_parameter_gets_a_gradient() -> None:
@@ -86,14 +91,19 @@ def test_checkpoint_of_mmpretrain_gives_its_predictions(
         torch.testing.assert_close(pooled(x), saved.neck(saved.backbone(x))[0])
 
 
-def test_own_state_dict_comes_back(tmp_path: Path) -> None:
-    """What torch.save wrote of a created model, create_model reads."""
+@pytest.mark.parametrize('name', ['own.pth', 'own.safetensors'])
+def test_own_state_dict_comes_back(name: str, tmp_path: Path) -> None:
+    """What torch or safetensors wrote of a created model, create_model and init_cfg read."""
     first = mmlavit.create_model('lavit_nano', num_classes=7)
-    torch.save(first.state_dict(), tmp_path / 'own.pth')
-    path = str(tmp_path / 'own.pth')
+    path = str(tmp_path / name)
+    (save_file if name.endswith('.safetensors') else torch.save)(first.state_dict(), path)
     second = mmlavit.create_model('lavit_nano', checkpoint_path=path, num_classes=7)
-    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
+    for (key, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+    backbone = LaViT('nano', init_cfg=dict(type='Pretrained', checkpoint=path))
+    backbone.init_weights()
+    weight = 'stages.3.blocks.0.ffn.fc1.weight'
+    assert torch.equal(backbone.state_dict()[weight], first.backbone.state_dict()[weight])
 
 
 def test_classifier_of_other_classes_is_refused(checkpoint: tuple[str, torch.nn.Module]) -> None:
@@ -152,11 +162,31 @@ def test_unknown_attribute_is_an_attribute_error() -> None:
         mmlavit.creat_model  # noqa: B018
 
 
-def test_no_toolbox_is_imported(tmp_path: Path) -> None:
-    """PyTorch users need mmengine and mmcv, and none of the toolboxes."""
-    code = (
-        "import sys, mmlavit; mmlavit.create_model('lavit_nano');"
-        "print([name for name in ('mmdet', 'mmseg', 'mmpretrain') if name in sys.modules])"
-    )
-    run = run_python(code, tmp_path)
-    assert run.stdout.strip() == '[]', run.stderr
+WITHOUT_TOOLBOXES = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision', 'timm'):
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+sys.meta_path.insert(0, Refuse())
+import mmlavit, torch
+from mmlavit.models import DiagonalityLoss
+
+x = torch.randn(2, 3, 64, 64)
+backbone = mmlavit.create_model('lavit_nano', features_only=True)
+maps, layers = backbone.forward_trace(x)
+losses = [DiagonalityLoss()(e.logits, e.windows) for e in layers if e.kind == 'LA']
+sum([m.sum() for m in maps] + losses).backward()
+classifier = mmlavit.create_model('lavit_nano', num_classes=3, drop_path_rate=0.1)
+classifier(x).square().sum().backward()
+trained = [*backbone.parameters(), *classifier.parameters()]
+print(len(losses) > 0, all(p.grad is not None for p in trained))
+"""
+
+
+def test_models_need_neither_mmcv_nor_a_toolbox(tmp_path: Path) -> None:
+    """Feature extractor, classifier and loss, forward and backward, where none is installed."""
+    run = run_python(WITHOUT_TOOLBOXES, tmp_path)
+    assert run.stdout.split() == ['True', 'True'], run.stderr

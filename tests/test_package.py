@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_version_is_the_head_of_the_changelog() -> None:
     """A release cannot forget its entry in the changelog, nor the other way round."""
-    versions = re.findall(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), flags=re.MULTILINE)
+    versions = re.findall(r'^## (\d\S*)', (ROOT / 'CHANGELOG.md').read_text(), flags=re.MULTILINE)
     assert versions[0] == mmlavit.__version__
 
 
@@ -88,11 +88,42 @@ def test_lookup_under_an_old_torch_says_why(tmp_path: Path) -> None:
     assert 'found torch 1.13.1' in run.stderr
 
 
+@pytest.mark.parametrize('found', ['2.2.0', '2.4.0'])
+def test_hooks_refuse_another_mmcv(found: str, tmp_path: Path) -> None:
+    """What runs with the toolboxes says so before a run starts; the models need no mmcv."""
+    code = (
+        f"import mmcv; mmcv.__version__ = '{found}'; import mmlavit.models; print('models');"
+        "from mmengine.registry import HOOKS; HOOKS.build(dict(type='mmlavit.SeedHook'))"
+    )
+    run = run_python(code, tmp_path)
+    assert run.stdout.strip() == 'models'
+    assert run.stderr.splitlines()[-1].startswith('ImportError: mmlavit')
+    assert f'found mmcv {found}' in run.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ('extra', 'toolboxes'),
+    [
+        ('cls', ['onedl-mmpretrain']),
+        ('det', ['onedl-mmdetection']),
+        ('seg', ['onedl-mmsegmentation']),
+        ('mminstall', ['onedl-mmdetection', 'onedl-mmpretrain', 'onedl-mmsegmentation']),
+    ],
+)
+def test_extra_brings_mmcv_and_its_toolbox(extra: str, toolboxes: list[str]) -> None:
+    """Without an extra, pip installs neither."""
+    requires = [Requirement(text) for text in metadata.requires('mmlavit') or []]
+    plain = {r.name for r in requires if r.marker is None}
+    brought = {r.name for r in requires if r.marker and r.marker.evaluate({'extra': extra})}
+    assert brought == {'onedl-mmcv', 'torchvision', *toolboxes}
+    assert not plain & brought
+
+
 def test_package_imports_without_the_toolboxes(tmp_path: Path) -> None:
-    """Neither the package nor its registries pull in mmdet, mmseg or mmpretrain."""
+    """Neither the package nor its registries pull in mmcv, mmdet, mmseg or mmpretrain."""
     code = (
         'import sys, mmlavit.registry;'
-        "print([name for name in ('mmdet', 'mmseg', 'mmpretrain') if name in sys.modules])"
+        "print([name for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain') if name in sys.modules])"
     )
     run = run_python(code, tmp_path)
     assert run.stdout.strip() == '[]', run.stderr

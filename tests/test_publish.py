@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmpretrain.apis import ImageClassificationInferencer
 from mmseg.apis import MMSegInferencer
 
+from mmlavit.checkpoints import load_checkpoint
 from mmlavit.cli.launch import build_runner
 from mmlavit.models import LaViT
 
@@ -78,8 +79,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
+def load(path: Path, weights_only: bool = True) -> dict[str, Any]:
+    return torch.load(path, weights_only=weights_only)
 
 
 def published(folder: str) -> Path:
@@ -149,6 +150,19 @@ def test_another_file_of_that_name_is_kept(
     assert published('out').read_text() == 'mine'
 
 
+def test_safetensors_hold_the_same(trained: dict[str, Path], run: Run) -> None:
+    """The suffix of --out asks for the format; what is JSON in meta comes back."""
+    run(trained['det'], '--out', 'out')
+    expected = load(published('out'))
+    assert 'written: new/x.safetensors' in run(trained['det'], '--out', 'new/x.safetensors')
+    found = load_checkpoint('new/x.safetensors')
+    assert found['meta'] == json.loads(json.dumps(expected['meta']))
+    assert found['state_dict'].keys() == expected['state_dict'].keys()
+    for key, value in expected['state_dict'].items():
+        assert torch.equal(found['state_dict'][key], value), key
+    assert 'already there' in run('new/x.safetensors', '--out', 'new/x.safetensors')
+
+
 def test_views_do_not_carry_their_storage(run: Run) -> None:
     """A slice of a large tensor is saved as itself."""
     large = torch.randn(1_000_000)
@@ -189,10 +203,13 @@ def test_testing_accepts_it(
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize('name', ['', 'x.safetensors'])
 @pytest.mark.parametrize('task', CONFIGS)
-def test_inferencers_accept_it(task: str, trained: dict[str, Path], run: Run, shapes: Path) -> None:
+def test_inferencers_accept_it(
+    task: str, name: str, trained: dict[str, Path], run: Run, shapes: Path
+) -> None:
     """The toolbox's own inferencer predicts, with the classes and weights of the file."""
-    run(trained[task], '--out', 'out')
+    run(trained[task], '--out', Path('out', name))
     config, weights = str(ROOT / f'configs/shapes/{CONFIGS[task]}.py'), str(published('out'))
     image = str(min((shapes / 'coco/val2017').iterdir()))
     classes = ('circle', 'square', 'triangle')
@@ -215,7 +232,7 @@ def test_inferencers_accept_it(task: str, trained: dict[str, Path], run: Run, sh
         assert inferencer(image)['predictions'].shape == (160, 160)
         assert tuple(inferencer.model.dataset_meta['classes']) == ('background', *classes)
     loaded = inferencer.model.state_dict()
-    for key, value in load(published('out'))['state_dict'].items():
+    for key, value in load(trained[task], weights_only=False)['state_dict'].items():
         assert torch.equal(loaded[key], value), key
 
 

@@ -20,6 +20,7 @@ from conftest import Run, forget_runs, load_tool
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from safetensors.torch import save_file
 
 from mmlavit.checkpoints import load_checkpoint, safe_loading
 from mmlavit.cli.launch import build_runner
@@ -293,6 +294,23 @@ def test_a_good_download_loads(server: str, trained: dict[str, Any]) -> None:
     for source in (f'{server}/none.pth', 'openmmlab://none'):
         with pytest.raises(UserError, match=r'cannot be read: .*(404|none)'):
             load_checkpoint(source)
+
+
+@pytest.mark.parametrize('trust', [False, True])
+def test_safetensors_are_data_and_a_disguise_is_refused(
+    trust: bool, server: str, trained: dict[str, Any]
+) -> None:
+    """From a file and a URL; a pickle of that name is not unpickled, whoever trusts it."""
+    save_file(trained['state_dict'], 'good.safetensors')
+    save_trap(trained, 'evil.safetensors', 'meta', old_format=True)
+    with safe_loading(trust):
+        for source in ('good.safetensors', f'{server}/good.safetensors'):
+            content = load_checkpoint(source)
+            assert content['state_dict'].keys() == trained['state_dict'].keys()
+        for source in ('evil.safetensors', f'{server}/evil.safetensors'):
+            with pytest.raises(UserError, match='is damaged|cannot be read: SafetensorError'):
+                load_checkpoint(source)
+    assert not Path('sprung').exists()
 
 
 def test_library_use_is_safe_and_leaves_mmengine_alone(trained: dict[str, Any]) -> None:

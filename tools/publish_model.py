@@ -3,11 +3,13 @@
 It keeps the weights and the meta information, which names the classes and holds the config, and
 drops what only a resumed training needs: the state of the optimizer, of the schedulers, of the
 logs and of the moving average, whose weights mmengine already keeps as the model's. The name ends
-in the first 8 digits of the file's SHA-256. Publishing a checkpoint again gives the same file.
+in the first 8 digits of the file's SHA-256, unless --out names the file. Publishing a checkpoint
+again gives the same file.
 """
 
 import hashlib
 import io
+import json
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +25,19 @@ from mmlavit.cli.parsers import LineParser
 from mmlavit.errors import UserError
 
 KEPT = ('meta', 'state_dict')
+FILE_SUFFIXES = ('.pth', '.safetensors')
 
 
 def build_parser() -> LineParser:
     """Describe the command line."""
     parser = LineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='checkpoint file, as training wrote it')
-    parser.add_argument('--out', type=Path, help='folder to write to, by default that of the file')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='folder to write to, by default that of the file; or a name that ends in .pth or '
+        '.safetensors',
+    )
     parser.add_trust_checkpoint()
     return parser
 
@@ -42,11 +50,12 @@ def publish(args: Namespace) -> None:
     """
     source = Path(args.checkpoint).expanduser()
     checkpoint = read_checkpoint(str(source))
-    content = serialize(slim(checkpoint))
-    digest = hashlib.sha256(content).hexdigest()[:8]
-    stem = source.stem
-    name = stem if stem.endswith(f'-{digest}') else f'{stem}-{digest}'
-    target = (args.out or source.parent) / f'{name}.pth'
+    target = args.out or source.parent
+    content = serialize(slim(checkpoint), target.suffix)
+    if target.suffix not in FILE_SUFFIXES:
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        stem = source.stem
+        target /= f'{stem if stem.endswith(f"-{digest}") else f"{stem}-{digest}"}.pth'
     written = write_once(target, content)
 
     meta = checkpoint.get('meta') or {}
@@ -74,15 +83,33 @@ def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {'meta': checkpoint.get('meta') or {}, 'state_dict': state_dict}
 
 
-def serialize(checkpoint: dict[str, Any]) -> bytes:
+def serialize(checkpoint: dict[str, Any], suffix: str = '.pth') -> bytes:
     """Save a checkpoint to bytes, which unlike a file do not depend on the file's name.
 
     Args:
-        checkpoint: What to save.
+        checkpoint: What :func:`slim` returned.
+        suffix: ``'.safetensors'`` for that format, which keeps the meta information as JSON.
+
+    Raises:
+        UserError: If safetensors cannot hold an entry.
     """
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    return buffer.getvalue()
+    if suffix != '.safetensors':
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        return buffer.getvalue()
+    from safetensors.torch import save
+
+    try:
+        # Copies, since tensors that share their storage are refused.
+        tensors = {
+            key: value.clone(memory_format=torch.contiguous_format)
+            for key, value in checkpoint['state_dict'].items()
+        }
+        # Arrays and scalars of numpy become lists and numbers.
+        meta = json.dumps(checkpoint['meta'], default=lambda value: value.tolist())
+    except (AttributeError, TypeError) as error:
+        raise UserError(f'safetensors holds tensors and JSON only: {error}') from error
+    return save(tensors, {'meta': meta})
 
 
 def write_once(path: Path, content: bytes) -> bool:
