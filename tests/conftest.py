@@ -1,6 +1,5 @@
 """What the tests share."""
 
-import importlib
 import importlib.util
 import json
 import os
@@ -154,10 +153,3 @@ def metrics_of(output: str) -> dict[str, float]:
 def predictions(path: str) -> list[dict]:
     """Predictions that a test wrote to ``--out``."""
     return pickle.loads(Path(path).read_bytes())
-
-
-@pytest.fixture
-def bfloat16_products(monkeypatch):
-    """The context in which products of bfloat16 cost little more than those of float32."""
-    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
-    return importlib.import_module('bfloat16_products').BFloat16Products

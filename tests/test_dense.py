@@ -96,7 +96,7 @@ def test_a_checkpoint_that_does_not_fit_stops_before_the_data_is_read(
 @pytest.mark.parametrize(
     'options', [{'frozen_stages': 2, 'with_cp': True}, {'out_indices': (1, 2, 3)}], ids=str
 )
-def test_options_train_with_amp_and_the_diagonality_loss(toolbox, options, shapes, tmp_path):
+def test_options_train_with_the_diagonality_loss(toolbox, options, shapes, tmp_path):
     cfg = load(toolbox, shapes, tmp_path)
     cfg.model.backbone.update(options)
     if 'out_indices' in options:
@@ -109,10 +109,6 @@ def test_options_train_with_amp_and_the_diagonality_loss(toolbox, options, shape
         else:
             cfg.model.decode_head.update(in_channels=channels, in_index=[0, 1, 2])
             cfg.model.auxiliary_head.in_index = 1
-    if torch.cuda.is_available():
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    else:
-        cfg.optim_wrapper.type = 'mmlavit.BFloat16OptimWrapper'
     cfg.custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]
     runner = build_runner(cfg)
     before = {k: v.clone() for k, v in runner.model.backbone.state_dict().items()}

@@ -31,7 +31,6 @@ RUNS = {
                            dict(type='MultiStepLR', milestones=[1], by_epoch=True)]
     """,
     'seg': """
-        optim_wrapper = dict(type='mmlavit.BFloat16OptimWrapper')
         param_scheduler = [dict(type='PolyLR', eta_min=1e-4, end=4, by_epoch=False)]
     """,
 }

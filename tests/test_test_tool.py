@@ -104,7 +104,7 @@ def test_tta_of_a_detector_flips(run: Run) -> None:
 
 def test_metrics_can_be_the_output(checkpoint: str, run: Run) -> None:
     """--out-item metrics writes the metrics, and nothing else, to --out."""
-    argv = ('--out', 'out/metrics.json', '--out-item', 'metrics', '--amp')
+    argv = ('--out', 'out/metrics.json', '--out-item', 'metrics')
     output = run(TEST, 'cls.py', checkpoint, *argv)
     written = json.loads(Path('out/metrics.json').read_text())
     assert list(written) == ['accuracy/top1']

@@ -6,10 +6,6 @@ import pytest
 import torch
 from conftest import TEST_IMAGES, TEST_SCENES, Run, load_tool, metrics_of, predictions
 from mmengine.config import Config
-from mmengine.device import get_device
-from torch import nn
-
-from mmlavit.engine import BFloat16OptimWrapper
 
 TRAIN, TEST = load_tool('train'), load_tool('test')
 
@@ -44,13 +40,11 @@ def test_one_pair_of_tools_serves_three_toolboxes(
 
 def test_training_options_and_resume(run: Run) -> None:
     """The options reach the run, and --resume goes on with the epoch after the checkpoint's."""
-    argv = ('cls.py', '--work-dir', 'work dirs/options', '--amp')
+    argv = ('cls.py', '--work-dir', 'work dirs/options')
     output = run(TRAIN, *argv, '--auto-scale-lr')
     # 3 images a batch against a base of 12: a quarter of 0.02
     assert 'Epoch(train) [1][4/4]  lr: 5.0000e-03' in output
     assert 'accuracy/top1: ' in output
-    if get_device() == 'cpu':
-        assert 'Autocast runs in bfloat16, without loss scaling.' in output
 
     output = run(
         TRAIN, *argv, '--resume', '--no-validate', '--cfg-options', 'train_cfg.max_epochs=2'
@@ -70,45 +64,6 @@ def test_resume_without_a_checkpoint_keeps_load_from(checkpoint: str) -> None:
     assert (cfg.resume, cfg.load_from) == (False, checkpoint)
 
 
-def test_bfloat16_wrapper_needs_no_accelerator() -> None:
-    """The forward pass is bfloat16, weights and gradients stay float32, GPU states load."""
-    model = nn.Linear(4, 2)
-    wrapper = BFloat16OptimWrapper(optimizer=torch.optim.AdamW(model.parameters()))
-    weight = model.weight.detach().clone()
-    with wrapper.optim_context(model):
-        output = model(torch.ones(3, 4, device=get_device()))
-    assert output.dtype == torch.bfloat16
-    wrapper.update_params(output.float().sum())
-    assert model.weight.dtype == torch.float32
-    assert not torch.equal(model.weight, weight)
-    state = wrapper.state_dict()
-    wrapper.load_state_dict({**state, 'loss_scaler': {'scale': 65536.0}})
-    assert wrapper.state_dict()['state'].keys() == state['state'].keys()
-
-
-@pytest.mark.parametrize(
-    ('wrapper', 'enable', 'kind'),
-    [
-        (dict(type='OptimWrapper'), False, 'OptimWrapper'),
-        (dict(), True, 'AmpOptimWrapper'),
-        (dict(type='OptimWrapper'), True, 'AmpOptimWrapper'),
-        (dict(type='AmpOptimWrapper', dtype='float16', loss_scale=512.0), False, 'AmpOptimWrapper'),
-    ],
-)
-@pytest.mark.parametrize('device', ['cpu', 'cuda'])
-def test_amp_fits_the_device(wrapper: dict, enable: bool, kind: str, device: str) -> None:
-    """AmpOptimWrapper, which only runs on accelerators, is never chosen for a CPU."""
-    cfg = Config(dict(model=dict(type='ImageClassifier'), optim_wrapper=wrapper))
-    TRAIN.set_mixed_precision(cfg, enable, device)
-    chosen = cfg.optim_wrapper.to_dict()
-    if kind == 'AmpOptimWrapper' and device == 'cpu':
-        assert chosen == dict(type='mmlavit.BFloat16OptimWrapper')
-    else:
-        assert chosen['type'] == kind
-        if kind == 'AmpOptimWrapper':
-            assert chosen['loss_scale'] == wrapper.get('loss_scale', 'dynamic')
-
-
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
@@ -124,10 +79,6 @@ def test_amp_fits_the_device(wrapper: dict, enable: bool, kind: str, device: str
         (
             ('cls.py', '--cfg-options', 'train_dataloader.dataset.data_root=nowhere'),
             "data_root 'nowhere' does not exist",
-        ),
-        (
-            ('cls.py', '--amp', '--cfg-options', 'optim_wrapper.type=ApexOptimWrapper'),
-            "optim_wrapper.type is 'ApexOptimWrapper'",
         ),
     ],
 )

@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.model import BaseModule, is_model_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -37,11 +36,11 @@ from mmlavit.checks.masks import check_masks
 from mmlavit.checks.model import build_model, check_checkpoints, check_step
 from mmlavit.checks.report import Report
 from mmlavit.checks.samples import check_data, empty_classes
+from mmlavit.cli.amp import enable_amp
 from mmlavit.cli.configs import load_config
 from mmlavit.cli.launch import build_runner
 from mmlavit.cli.parsers import ToolParser
 from mmlavit.engine import DatasetCheckHook, PortableRunner
-from mmlavit.engine.optimizers.mixed_precision import set_mixed_precision
 from mmlavit.engine.runner.resume import resume
 
 SPLITS = ('train', 'val', 'test')
@@ -85,9 +84,9 @@ def check(args: Namespace, report: Report) -> None:
     with report.attempt('--resume'):
         for warning in resume(cfg, args.resume):
             report.warn(f'--resume: {warning}')
-    with report.attempt('mixed precision'):
-        if cfg.get('optim_wrapper'):
-            set_mixed_precision(cfg, args.amp, get_device())
+    if args.amp and cfg.get('optim_wrapper'):
+        with report.attempt('mixed precision'):
+            enable_amp(cfg)
     init_default_scope(cfg.default_scope)
     model = build_model(with_preprocessor(cfg), report)
     if model is None:

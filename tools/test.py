@@ -14,14 +14,11 @@ from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
 from mmlavit.checkpoints import check_checkpoint
+from mmlavit.cli.amp import check_gpu
 from mmlavit.cli.configs import load_config, require
 from mmlavit.cli.launch import build_runner, run_tool
 from mmlavit.cli.parsers import ToolParser
-from mmlavit.engine import (
-    StrictLoadHook,
-    add_dataset_check,
-    add_float32_operators,
-)
+from mmlavit.engine import StrictLoadHook, add_dataset_check
 from mmlavit.errors import UserError
 
 METRIC_FILES = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
@@ -93,6 +90,7 @@ def test(args: Namespace) -> None:
     cfg.load_from = args.checkpoint
     cfg.resume = False
     if args.amp:
+        check_gpu()
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir:
         paint(cfg, args)
@@ -105,7 +103,6 @@ def test(args: Namespace) -> None:
     runner = build_runner(cfg)
     runner.register_hook(StrictLoadHook())
     add_dataset_check(runner)
-    add_float32_operators(runner, cfg.test_cfg)
     if save_predictions and cfg.default_scope != 'mmseg':
         dump = 'mmdet.DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
         runner.test_evaluator.metrics.append(

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.runner import Runner
 
 from mmlavit.checkpoints import check_checkpoint
+from mmlavit.cli.amp import enable_amp
 from mmlavit.cli.configs import load_config, require
 from mmlavit.cli.launch import build_runner, run_tool
 from mmlavit.cli.parsers import ToolParser
@@ -21,9 +21,7 @@ from mmlavit.engine import (
     SeedHook,
     StrictLoadHook,
     add_dataset_check,
-    add_float32_operators,
 )
-from mmlavit.engine.optimizers.mixed_precision import set_mixed_precision
 from mmlavit.engine.runner.resume import resume
 from mmlavit.errors import UserError
 
@@ -61,7 +59,8 @@ def train(args: Namespace) -> None:
     require(cfg, 'model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
     if cfg.get('val_dataloader') is not None:
         require(cfg, 'val_dataloader')
-    set_mixed_precision(cfg, args.amp, get_device())
+    if args.amp:
+        enable_amp(cfg)
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
     warnings = resume(cfg, args.resume)
@@ -71,7 +70,6 @@ def train(args: Namespace) -> None:
     for warning in warnings:
         runner.logger.warning(f'--resume: {warning}')
     add_dataset_check(runner)
-    add_float32_operators(runner, cfg.get('val_cfg'))
     runner.register_hook(StrictLoadHook() if cfg.get('resume') else PartialLoadHook())
     with fault_hooks(runner):
         runner.train()

@@ -72,9 +72,7 @@ class ToolParser(LineParser):
         self.add_cfg_options(
             'override keys of the config; lists as KEY="[a,b]" or KEY=a,b, without spaces'
         )
-        self.add_argument(
-            '--amp', action='store_true', help='mixed precision: float16, bfloat16 without a GPU'
-        )
+        self.add_argument('--amp', action='store_true', help='mixed precision, on a GPU')
         self.add_argument(
             '--launcher', choices=LAUNCHER_VARIABLES, default='none', help='job launcher'
         )

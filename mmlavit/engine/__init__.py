@@ -1,6 +1,11 @@
 """Hooks, and the runner helpers that no upstream package has."""
 
-from .hooks import (
+from mmlavit import check_installed
+
+# Before the imports that need it, so that a missing mmcv is explained, too.
+check_installed('mmcv')
+
+from .hooks import (  # noqa: E402
     DatasetCheckHook,
     DiagonalityHook,
     DiagonalityLossHook,
@@ -13,13 +18,10 @@ from .hooks import (
     SeedHook,
     StrictLoadHook,
     add_dataset_check,
-    add_float32_operators,
 )
-from .optimizers.bf16_optim_wrapper import BFloat16OptimWrapper
-from .runner.portable_runner import PortableRunner
+from .runner.portable_runner import PortableRunner  # noqa: E402
 
 __all__ = [
-    'BFloat16OptimWrapper',
     'DatasetCheckHook',
     'DiagonalityHook',
     'DiagonalityLossHook',
@@ -33,5 +35,4 @@ __all__ = [
     'SeedHook',
     'StrictLoadHook',
     'add_dataset_check',
-    'add_float32_operators',
 ]

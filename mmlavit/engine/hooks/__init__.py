@@ -5,7 +5,7 @@ from .dataset_check_hook import DatasetCheckHook, add_dataset_check
 from .diagonality_hook import DiagonalityHook
 from .diagonality_loss_hook import DiagonalityLossHook, attach_diagonality_loss
 from .finite_loss_hook import FiniteLossHook
-from .float32_operators_hook import Float32OperatorsHook, add_float32_operators
+from .float32_operators_hook import Float32OperatorsHook
 from .metrics_logger_hook import MetricsLoggerHook
 from .preemption_hook import PreemptionHook
 from .seed_hook import SeedHook
@@ -24,6 +24,5 @@ __all__ = [
     'SeedHook',
     'StrictLoadHook',
     'add_dataset_check',
-    'add_float32_operators',
     'attach_diagonality_loss',
 ]

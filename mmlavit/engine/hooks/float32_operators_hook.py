@@ -1,56 +1,51 @@
-"""Validate and test in bfloat16 what mmcv's operators and the metrics can read in float32 only."""
+"""Keep mmcv's operators in float32 while a detector trains in bfloat16."""
 
-from contextlib import ExitStack
 from typing import Any
 
-from mmengine.device import get_device
+import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.utils import apply_to
+from torch import Tensor, nn
 
 from mmlavit.registry import HOOKS
-
-from ..optimizers.float32_operators import float32_operators
-
-__all__ = ['Float32OperatorsHook', 'add_float32_operators']
 
 
 @HOOKS.register_module()
 class Float32OperatorsHook(Hook):
-    """Let ``fp16=True`` of val_cfg and test_cfg work without a GPU, where mmengine uses bfloat16.
+    """Give float32 to what cannot read bfloat16 in detectors of mmdet.
 
-    :func:`mmlavit.engine.optimizers.float32_operators.float32_operators` keeps the rest in float32.
+    mmcv's RoIAlign and focal loss have no kernels for it, and mmdet would store RoIs and anchors
+    in the type of the maps: bfloat16 rounds a coordinate near 1000 to a multiple of 4. RoI
+    extractors read float32, and heads return it. Convolutions and linear layers autocast as
+    before, and a run in float16 or float32 stays as it is.
     """
 
-    def __init__(self) -> None:
-        self._context = ExitStack()
-
-    def before_val(self, runner: Runner) -> None:
-        """Switch the operators to float32.
+    def before_run(self, runner: Runner) -> None:
+        """Attach to all RoI extractors and heads.
 
         Args:
-            runner: The runner that validates or tests.
+            runner: The runner, whose model comes from mmdet.
         """
-        self._context.enter_context(float32_operators(runner.model))
-
-    def after_val(self, runner: Runner) -> None:
-        """Switch them back.
-
-        Args:
-            runner: The runner that validated or tested.
-        """
-        self._context.close()
-
-    before_test = before_val
-    after_test = after_val
+        for module in runner.model.modules():
+            # `roi_layers` are the operators of every RoI extractor
+            if hasattr(module, 'roi_layers'):
+                module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
+            elif hasattr(module, 'predict_by_feat'):
+                module.register_forward_hook(_cast_outputs)
 
 
-def add_float32_operators(runner: Runner, loop_cfg: dict[str, Any] | None) -> None:
-    """Register a :class:`Float32OperatorsHook` where a loop needs it.
+def _cast_inputs(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return _to_float32(args), _to_float32(kwargs)
 
-    Args:
-        runner: The runner.
-        loop_cfg: The config's ``val_cfg`` or ``test_cfg``.
-    """
-    if (loop_cfg or {}).get('fp16') and get_device() == 'cpu':
-        runner.logger.info('Autocast runs in bfloat16.')
-        runner.register_hook(Float32OperatorsHook())
+
+def _cast_outputs(module: nn.Module, args: Any, outputs: Any) -> Any:
+    return _to_float32(outputs)
+
+
+def _to_float32(data: Any) -> Any:
+    return apply_to(data, _is_bfloat16, Tensor.float)
+
+
+def _is_bfloat16(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bfloat16

@@ -1,1 +1,1 @@
-"""Optimizer wrappers and what mixed precision needs."""
+"""Constructors of optimizer wrappers."""
