@@ -11,7 +11,8 @@ help: ## list the targets
 setup: ## build .venv with the tested versions and mmcv's operators (once; then at once)
 	@$(PYTHON) tools/setup_env.py
 
-demo: setup ## train on the built-in Shapes data, small enough for two CPU cores
+demo: ## train on the built-in Shapes data, small enough for two CPU cores
+	@$(PYTHON) tools/setup_env.py --without-operators
 	@$(RUN) tools/demo.py
 
 test: setup ## run the tests, a file a core
@@ -23,14 +24,14 @@ lint: setup ## check format, lint and types; change nothing
 	@$(RUN) -m mypy
 	@$(RUN) tools/readme_tables.py
 
-format: setup ## format the code and mend what ruff can mend
+format: setup ## format the code and repair what ruff can
 	@$(RUN) -m ruff check --fix-only .
 	@$(RUN) -m ruff format .
 
 docs: setup ## build the site of docs/ in build/docs; a warning stops it
 	@$(RUN) -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
 
-doctor: ## say what is wrong with the environment and how to mend it
+doctor: ## say what is wrong with the environment and how to repair it
 	@$(PYTHON) tools/doctor.py
 
 clean: ## remove caches and build leftovers; .venv, data and work_dirs stay

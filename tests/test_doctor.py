@@ -1,28 +1,18 @@
-"""The doctor: silent about a sound environment, and a mend beside each failure of another."""
+"""The doctor and the set-up: what they say of environments and machines that lack something."""
 
-import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 import mmcv
 import pytest
+from conftest import ROOT, load_tool
 
-DOCTOR = Path(__file__).parents[1] / 'tools' / 'doctor.py'
-
-
-def load_doctor() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('doctor', DOCTOR)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-doctor = load_doctor()
+DOCTOR = ROOT / 'tools' / 'doctor.py'
+COMPILE_MMCV = '--no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv=='
 
 
 def run_doctor(*checks: str, cwd: Path, pythonpath: Path | None = None) -> tuple[int, list[str]]:
@@ -37,29 +27,54 @@ def run_doctor(*checks: str, cwd: Path, pythonpath: Path | None = None) -> tuple
     return run.returncode, findings
 
 
+def pretend(folder: Path, name: str, version: str) -> None:
+    """Let a distribution look installed in a folder."""
+    info = folder / f'{name.replace("-", "_")}-{version}.dist-info'
+    info.mkdir()
+    info.joinpath('METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}')
+
+
 def test_this_environment_passes(tmp_path: Path) -> None:
     """Every check runs from another folder, and nothing fails in the environment of the tests."""
     code, findings = run_doctor(cwd=tmp_path)
     assert code == 0, findings
     assert not [line for line in findings if line.startswith('FAIL')]
-    for expected in ('Python', 'torch ', 'NMS and RoIAlign', 'mmdet', 'bf16', 'GB free'):
+    for expected in ('Python', 'torch ', 'NMS and RoIAlign', 'mmdet', 'CUDA available'):
         assert any(expected in line for line in findings), expected
 
 
-def test_package_out_of_bounds_fails_with_its_mend(tmp_path: Path) -> None:
-    """The metadata of another onedl-mmcv, found first, are reported with bounds and command."""
-    folder = tmp_path / 'onedl_mmcv-2.2.0.dist-info'
-    folder.mkdir()
-    folder.joinpath('METADATA').write_text(
-        'Metadata-Version: 2.1\nName: onedl-mmcv\nVersion: 2.2.0'
-    )
+@pytest.mark.parametrize(
+    ('name', 'version', 'level', 'repair'),
+    [
+        ('onedl-mmcv', '2.2.0', 'FAIL', COMPILE_MMCV + metadata.version('onedl-mmcv')),
+        ('torch', '2.6.9', 'FAIL', 'torch==2.12.1'),
+        ('torch', '2.15.0', 'FAIL', 'torch==2.12.1'),
+        ('torch', '2.13.0', 'WARN', 'torch==2.12.1'),
+        ('torch', '2.12.1+cpu', 'OK', ')'),
+        ('scipy', '1.0.0', 'WARN', 'scipy==1.17.1'),
+        ('mmcv', '2.1.0', 'FAIL', f'{sys.executable} -m pip uninstall mmcv, then `make setup`'),
+    ],
+)
+def test_other_versions_warn_inside_the_bounds_and_fail_outside(
+    name: str, version: str, level: str, repair: str, tmp_path: Path
+) -> None:
+    """Also of a package that only others need (SciPy), and where two share files (mmcv)."""
+    pretend(tmp_path, name, version)
     code, findings = run_doctor('versions', cwd=tmp_path, pythonpath=tmp_path)
-    failures = [line for line in findings if line.startswith('FAIL')]
-    assert code == 1
-    assert len(failures) == 1
-    assert 'onedl-mmcv 2.2.0 is out of bounds' in failures[0]
-    assert 'required >=2.3.0,<2.4.0' in failures[0]
-    assert failures[0].endswith(f'onedl-mmcv=={metadata.version("onedl-mmcv")}')
+    (line,) = [line for line in findings if line[6:].startswith(f'{name} ')]
+    assert code == int(level == 'FAIL')
+    assert line.startswith(level)
+    assert line.endswith(repair)
+    if level != 'OK':
+        assert f'-> repair: {sys.executable} -m pip ' in line
+
+
+def test_constraints_pin_what_the_requirements_name_inside_their_bounds() -> None:
+    """`make setup` cannot contradict itself."""
+    doctor = load_tool('doctor')
+    tested = doctor.read_requirements('constraints')
+    for name, bounds in doctor.read_requirements('build', 'mminstall', 'runtime').items():
+        assert bounds.contains(str(tested[name]).removeprefix('=='))
 
 
 def test_broken_operators_fail_with_the_command_that_rebuilds(tmp_path: Path) -> None:
@@ -71,116 +86,94 @@ def test_broken_operators_fail_with_the_command_that_rebuilds(tmp_path: Path) ->
             package.joinpath(source.name).write_bytes(b'not a library')
         else:
             package.joinpath(source.name).symlink_to(source)
-    code, findings = run_doctor('operators', cwd=tmp_path, pythonpath=tmp_path)
+    code, (line,) = run_doctor('operators', cwd=tmp_path, pythonpath=tmp_path)
     assert code == 1
-    assert findings[0].startswith("FAIL  mmcv's NMS and RoIAlign")
-    assert '--no-build-isolation --no-cache-dir --force-reinstall' in findings[0]
+    assert line.startswith("FAIL  mmcv's NMS and RoIAlign")
+    assert COMPILE_MMCV in line
+
+
+def test_an_incomplete_environment_is_reported_whole(tmp_path: Path) -> None:
+    """Without a torch that imports, each check that needs it fails, and the others go on."""
+    (tmp_path / 'torch.py').write_text("raise OSError('libcudart.so.13: no such file')")
+    code, findings = run_doctor(cwd=tmp_path, pythonpath=tmp_path)
+    assert code == 1
+    failures = [line for line in findings if line.startswith('FAIL')]
+    assert [line.split(':')[0] for line in failures] == [
+        f'FAIL  {check}' for check in ('operators', 'registry', 'device')
+    ]
+    assert all('libcudart' in line and 'make setup' in line for line in failures)
 
 
 def test_python_without_the_stack_gets_one_line() -> None:
     """Whoever forgot to activate the environment is not told to install into another Python."""
     run = subprocess.run([sys.executable, '-S', DOCTOR], capture_output=True, text=True)
     assert run.returncode == 1
-    assert run.stdout.startswith(f'FAIL  {sys.executable} has neither torch')
-    assert run.stdout.rstrip().endswith('`.venv/bin/python tools/doctor.py`')
-    assert len(run.stdout.splitlines()) == 1
-
-
-def test_mends_name_the_interpreter_that_was_examined() -> None:
-    """A mend pasted into a shell changes the environment it was written for."""
-    finding = doctor.check_version('numpy', None, '2.2.6', '>=2.0.1')
-    assert finding.level == 'fail'
-    assert finding.mend.startswith(f'{sys.executable} -m pip install')
-    assert finding.mend.endswith('numpy==2.2.6')
-
-
-@pytest.mark.parametrize(
-    ('found', 'level'),
-    [
-        ('2.12.1', 'ok'),
-        ('2.12.1+cpu', 'ok'),
-        ('2.13.0', 'warn'),
-        ('2.4.0', 'warn'),
-        ('2.15.0', 'fail'),
-        ('2.3.1', 'fail'),
-        (None, 'fail'),
-    ],
-)
-def test_other_versions_warn_inside_the_bounds_and_fail_outside(
-    found: str | None, level: str
-) -> None:
-    """Only what is out of bounds stops the user; both versions are in every line."""
-    finding = doctor.check_version('torch', found, '2.12.1', '>=2.4.0,<2.15.0')
-    assert finding.level == level
-    assert 'tested 2.12.1' in finding.text
-    assert bool(finding.mend) == (level != 'ok')
-    assert (found or 'not installed') in finding.text
-
-
-def test_each_required_package_has_a_tested_version_inside_its_bounds() -> None:
-    """The constraints pin all that the requirement files name, and obey their bounds."""
-    tested = doctor.tested_versions()
-    for name, bounds in doctor.required_bounds().items():
-        assert doctor.check_version(name, tested[name], tested[name], bounds).level == 'ok'
-
-
-def test_constraints_with_a_marker_count_where_it_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A version that the marker excludes for this Python is no tested one."""
-    (tmp_path / 'requirements').mkdir()
-    (tmp_path / 'requirements/constraints.txt').write_text(
-        '# all\na==1.0\nb.b==2.0 ; python_version >= "3.10"\nc==3.0 ; python_version < "3.10"\n'
-    )
-    monkeypatch.setattr(doctor, 'ROOT', tmp_path)
-    assert doctor.tested_versions() == {'a': '1.0', 'b.b': '2.0'}
-
-
-def test_another_version_of_a_constraint_with_a_marker_warns(tmp_path: Path) -> None:
-    """SciPy, of which no requirement file speaks, differs from the tested one."""
-    folder = tmp_path / 'scipy-1.0.0.dist-info'
-    folder.mkdir()
-    folder.joinpath('METADATA').write_text('Metadata-Version: 2.1\nName: scipy\nVersion: 1.0.0')
-    code, findings = run_doctor('versions', cwd=tmp_path, pythonpath=tmp_path)
-    assert code == 0
-    (line,) = [line for line in findings if 'scipy' in line]
-    assert line.startswith('WARN  scipy 1.0.0 (tested ')
-
-
-@pytest.mark.parametrize(('found', 'level'), [('3.11.2', 'ok'), ('3.10.0', 'warn')])
-def test_other_pythons_warn(found: str, level: str) -> None:
-    """The micro version does not matter."""
-    assert doctor.check_python(found, '3.11').level == level
-
-
-@pytest.mark.parametrize(('free', 'level'), [(2.0, 'ok'), (1.9, 'fail')])
-def test_disk_fails_below_what_is_required(free: float, level: str) -> None:
-    """Both numbers are in the line."""
-    finding = doctor.check_disk(free, required_gb=2.0)
-    assert finding.level == level
-    assert f'{free:.1f} GB free' in finding.text
-    assert '2.0' in finding.text
-
-
-@pytest.mark.parametrize(
-    ('toolkit', 'torch_cuda', 'same'),
-    [
-        ('13.0', '13.0', True),
-        ('13.2', '13.0', True),
-        ('12.8', '13.0', False),
-        (None, '13.0', False),
-        ('13.0', None, False),
-    ],
-)
-def test_toolkit_compiles_for_the_same_major_release_of_cuda(
-    toolkit: str | None, torch_cuda: str | None, same: bool
-) -> None:
-    """torch refuses extensions compiled with another major release."""
-    assert doctor.same_cuda(toolkit, torch_cuda) is same
+    (line,) = run.stdout.splitlines()
+    assert line.startswith(f'FAIL  {sys.executable} has neither torch')
+    assert line.endswith('`.venv/bin/python tools/doctor.py`')
 
 
 def test_unknown_check_is_refused(tmp_path: Path) -> None:
     """A typing error does not pass as a clean report."""
-    code, findings = run_doctor('operater', cwd=tmp_path)
-    assert code == 2
-    assert not findings
+    assert run_doctor('operater', cwd=tmp_path) == (2, [])
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What the set-up reads of a checkout."""
+    for name in ('setup.py', 'mmlavit/version.py', 'tools/doctor.py', 'tools/setup_env.py'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / 'requirements', tmp_path / 'requirements')
+    return tmp_path
+
+
+def set_up(clone: Path) -> str:
+    """Set up on a machine without a C++ compiler; return what that says."""
+    run = subprocess.run(
+        [sys.executable, clone / 'tools' / 'setup_env.py'],
+        env=os.environ | {'CXX': 'false'},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == int(bool(run.stderr))
+    return run.stdout + run.stderr
+
+
+def test_machine_without_a_compiler_is_refused_before_anything_is_there(clone: Path) -> None:
+    """One line, and no environment that would have to be removed."""
+    message = set_up(clone)
+    assert message.startswith('set-up stopped: no C++17 compiler (tried false)')
+    assert len(message.splitlines()) == 1
+    assert not (clone / '.venv').exists()
+
+
+COMPLETE = """
+import sys, setup_env
+setup_env.SITE.mkdir(parents=True)
+setup_env.PYTHON.parent.mkdir()
+setup_env.PYTHON.symlink_to(sys.executable)
+for step in ('packages', 'operators'):
+    (setup_env.VENV / f'{step}.stamp').write_text(setup_env.fingerprint())
+"""
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        'requirements/constraints.txt',
+        'mmlavit/version.py',
+        '.venv/packages.stamp',
+        '.venv/operators.stamp',
+        '.venv/lib/python{}.{}/site-packages/other-1.0.dist-info'.format(*sys.version_info),
+    ],
+)
+def test_a_stamped_environment_is_left_alone_until_something_changes(
+    change: str, clone: Path
+) -> None:
+    """Its inputs, its packages, or a stamp that an interrupted set-up did not write."""
+    subprocess.run([sys.executable, '-c', COMPLETE], cwd=clone / 'tools', check=True)
+    assert set_up(clone) == ''
+    with (clone / change).open('a') as file:
+        file.write('\n')
+    assert 'set-up stopped' in set_up(clone)

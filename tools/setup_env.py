@@ -1,303 +1,162 @@
-"""Build ``.venv`` with the tested versions and mmcv's operators, prove them, and stamp the result.
+"""Build ``.venv`` with the tested versions and mmcv's operators, and prove them.
 
-A stamp, written last, holds what the environment was built from: with the same inputs a second
-call returns at once, and after an interruption the next call goes on where pip left off.
+Each of two steps leaves a stamp of what it was built from: with the same inputs a later call
+returns at once, and after an interruption it goes on. `--without-operators` leaves out the second
+step, which compiles; `--wheel` compiles and installs nothing, so that others can run meanwhile.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import importlib.util
-import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import doctor
 
 ROOT = doctor.ROOT
 VENV = ROOT / '.venv'
 PYTHON = VENV / 'bin' / 'python'
-LOG = VENV / 'setup.log'
-STAMP = VENV / 'setup.json'
+SITE = VENV / 'lib' / 'python{}.{}'.format(*sys.version_info) / 'site-packages'
 TMP = VENV / 'tmp'
-SITE = VENV / 'lib' / f'python{sys.version_info[0]}.{sys.version_info[1]}' / 'site-packages'
 REQUIREMENTS = ROOT / 'requirements'
-REQUIRED_GB = 12.0
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-MMCV_MINUTES = max(1, round(2 * 9 / CORES))  # 9 minutes were measured on 2 cores
+REQUIRED_GB = 12
+ENV = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'} | {
+    'MAX_JOBS': os.environ.get('MAX_JOBS', str(os.cpu_count())),
+    'PATH': f'{PYTHON.parent}{os.pathsep}{os.environ.get("PATH", os.defpath)}',
+    'TMPDIR': str(TMP),  # /tmp is often too small for torch
+}
 
 
-def stop(message: str) -> NoReturn:
-    """End the set-up with one message and exit code 1."""
-    sys.exit(f'set-up stopped: {message}')
-
-
-def inputs() -> str:
-    """Hash of all that decides what an environment holds."""
+def fingerprint() -> str:
+    """Hash of all that decides what the environment holds, and of the packages in it."""
     files = [ROOT / 'setup.py', ROOT / 'mmlavit' / 'version.py', *sorted(REQUIREMENTS.iterdir())]
-    parts = [str(ROOT), str(sys.version_info[:2]), *(file.read_text('utf-8') for file in files)]
+    held = sorted(path.name for path in SITE.glob('*.dist-info'))
+    parts = [str(SITE), *held, *(file.read_text('utf-8') for file in files)]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
 
 
-def distributions() -> set[str]:
-    """Names and versions of what the environment holds."""
-    return {path.name for path in SITE.glob('*.dist-info')}
+def is_done(step: str) -> bool:
+    """Whether a step left its stamp, and nothing has changed since."""
+    stamp = VENV / f'{step}.stamp'
+    return PYTHON.exists() and stamp.exists() and stamp.read_text('utf-8') == fingerprint()
 
 
-def complete() -> bool:
-    """Whether the stamp belongs to these inputs, and nothing it lists has changed since."""
-    try:
-        stamp = json.loads(STAMP.read_text('utf-8'))
-    except (OSError, ValueError):
-        return False
-    return (
-        PYTHON.exists()
-        and stamp.get('inputs') == inputs()
-        and distributions().issuperset(stamp['distributions'])
-    )
-
-
-def find_compiler() -> str | None:
-    """The first C++ compiler that accepts C++17; mmcv's sources ask for that standard."""
-    source = '#include <optional>\nint main() { return std::optional<int>{0}.value(); }\n'
-    candidates = [os.environ['CXX']] if 'CXX' in os.environ else ['c++', 'g++', 'clang++']
-    for name in candidates:
-        command = [*name.split(), '-std=c++17', '-fsyntax-only', '-x', 'c++', '-']
-        with contextlib.suppress(OSError):
-            compiled = subprocess.run(command, input=source, text=True, capture_output=True)
-            if compiled.returncode == 0:
-                return name
-    return None
-
-
-def check_machine() -> str:
-    """Stop, before anything is downloaded, where the set-up cannot succeed.
-
-    Returns:
-        The C++ compiler.
-    """
-    found = '.'.join(map(str, sys.version_info[:3]))
-    if sys.version_info >= (3, 14):
-        stop(
-            f'the tested numpy 2.2.6 has no build for Python {found}; name a Python from 3.10 to '
-            '3.13, as in `make setup PYTHON=python3.11`'
-        )
-    if sys.prefix != str(VENV) and importlib.util.find_spec('ensurepip') is None:
-        stop(f'{sys.executable} has no ensurepip; install it (Debian, Ubuntu: python3-venv)')
-    if not Path(sysconfig.get_path('include'), 'Python.h').exists():
-        stop(f'{sys.executable} has no Python.h; install it (Debian, Ubuntu: python3-dev)')
-    others = [path.name for path in VENV.glob('lib/python*') if path != SITE.parent]
-    if others or (PYTHON.is_symlink() and not PYTHON.exists()):
-        gone = others[0] if others else 'a Python that is gone'
-        stop(
-            f'.venv was made with {gone}, not Python {found}; remove it (`rm -rf .venv`) and retry'
-        )
-    compiler = find_compiler()
-    if compiler is None:
-        tried = os.environ.get('CXX', 'c++, g++, clang++')
-        stop(f'no C++17 compiler found (tried {tried}); install one (Debian, Ubuntu: g++)')
+def check_machine() -> None:
+    """Stop, before anything is downloaded, where the set-up cannot succeed."""
+    compiler = os.environ.get('CXX', 'c++')  # torch's choice
+    compile_nothing = f'echo "#include <optional>" | {compiler} -std=c++17 -fsyntax-only -x c++ -'
+    compiled = subprocess.run(compile_nothing, shell=True, capture_output=True)
     free = shutil.disk_usage(ROOT).free / 1e9
-    if free < REQUIRED_GB and not (SITE / 'torch').exists():
-        stop(f'{free:.1f} GB free in {ROOT}, {REQUIRED_GB:.0f} GB needed')
-    return compiler
-
-
-@contextlib.contextmanager
-def only_one() -> Iterator[None]:
-    """Let one set-up at a time work on an environment."""
-    with (VENV / 'setup.lock').open('w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print('another set-up works on this .venv: waiting for it', flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def report_progress(started: float, offset: int, width: int) -> None:
-    """Print the elapsed time and, while ninja compiles, its step."""
-    with LOG.open('rb') as log:
-        log.seek(max(offset, LOG.stat().st_size - 200_000))
-        steps = re.findall(rb'^\s*\[(\d+)/(\d+)\] ', log.read(), flags=re.MULTILINE)
-    minutes, seconds = divmod(int(time.monotonic() - started), 60)
-    text = f'      {minutes}:{seconds:02} elapsed'
-    if steps:
-        text += ', file {} of {} compiled'.format(*(number.decode() for number in steps[-1]))
-    print(f'\r{text:<{width}}' if width else text, end='' if width else '\n', flush=True)
-
-
-def run(command: list[str], env: dict[str, str], hint: str = '') -> None:
-    """Run a command with its output in the log and a sign of life on the terminal.
-
-    Args:
-        command: Program and arguments.
-        env: Its environment variables.
-        hint: Added to the message of a failure.
-
-    Raises:
-        SystemExit: If the command fails. The message holds the last lines of the log.
-    """
-    terminal = sys.stdout.isatty()
-    width, pause = (60, 1.0) if terminal else (0, 30.0)
-    started = shown = time.monotonic()
-    with LOG.open('ab') as log:
-        log.write(f'\n$ {" ".join(command)}\n'.encode())
-        log.flush()
-        offset = log.tell()
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(0.2)
-                if time.monotonic() - shown >= pause:
-                    shown = time.monotonic()
-                    report_progress(started, offset, width)
-        finally:
-            # pip's compilers are children of its children: end the whole group.
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
-            if terminal:
-                print('\r' + ' ' * width + '\r', end='', flush=True)
-    if process.returncode:
-        tail = LOG.read_bytes()[offset:].decode('utf-8', 'replace').splitlines()[-15:]
-        print('\n'.join(f'      | {line[:200]}' for line in tail))
-        stop(
-            f'`{" ".join(command[1:])}` ended with exit code {process.returncode}; '
-            f'all of its output is in {LOG}. {hint}`make setup` goes on from here.'
-        )
-
-
-def clean_environment(compiler: str) -> dict[str, str]:
-    """Environment variables for pip: nothing from outside the checkout, its own scratch folder."""
-    drop = ('PYTHONPATH', 'PYTHONHOME', 'PIP_USER', 'PIP_TARGET', 'PIP_PREFIX')
-    env = {key: value for key, value in os.environ.items() if key not in drop}
-    env.setdefault('MAX_JOBS', str(CORES))
-    return env | {
-        'CXX': compiler,
-        'PATH': f'{PYTHON.parent}{os.pathsep}{os.environ.get("PATH", os.defpath)}',
-        'PIP_DISABLE_PIP_VERSION_CHECK': '1',
-        'TMPDIR': str(TMP),
+    problems = {
+        f'{sys.executable} has no ensurepip; install it (Debian, Ubuntu: python3-venv)': (
+            not PYTHON.exists() and importlib.util.find_spec('ensurepip') is None
+        ),
+        f'{sys.executable} has no Python.h; install it (Debian, Ubuntu: python3-dev)': (
+            not Path(sysconfig.get_path('include'), 'Python.h').exists()
+        ),
+        f'.venv was made with another Python than {sys.executable}, or with one that is gone; '
+        'remove it (`rm -rf .venv`) and retry': (
+            PYTHON.is_symlink() and not (PYTHON.exists() and SITE.exists())
+        ),
+        f'no C++17 compiler (tried {compiler}); install one (Debian, Ubuntu: g++), or name it, as '
+        'in `CXX=clang++ make setup`': compiled.returncode != 0,
+        f'{free:.1f} GB free in {ROOT}, {REQUIRED_GB} GB needed': (
+            free < REQUIRED_GB and not (SITE / 'torch').exists()
+        ),
     }
+    for problem, found in problems.items():
+        if found:
+            sys.exit(f'set-up stopped: {problem}')
 
 
-def pip(arguments: list[str], env: dict[str, str], hint: str = '') -> None:
-    """Install with the pinned versions, against the packages that are there."""
-    options = ['--no-input', '--no-build-isolation', '-c', str(REQUIREMENTS / 'constraints.txt')]
-    run([str(PYTHON), '-m', 'pip', 'install', *options, *arguments], env, hint)
+def run(*words: object, quiet: bool = False, env: dict[str, str] = ENV) -> bool:
+    """Run the environment's Python and return whether it succeeded."""
+    command = [str(word) for word in (PYTHON, *words)]
+    return not subprocess.run(command, cwd=ROOT, env=env, capture_output=quiet).returncode
 
 
-def doctor_passes(checks: list[str], env: dict[str, str]) -> bool:
-    """Run the doctor's checks inside the environment, with its findings on the terminal."""
-    command = [str(PYTHON), str(ROOT / 'tools' / 'doctor.py'), '--only', *checks]
-    return subprocess.run(command, env=env, stdin=subprocess.DEVNULL).returncode == 0
-
-
-def cuda_usable(env: dict[str, str]) -> bool:
-    """Whether mmcv's CUDA operators can be compiled; say so where only nvcc stands in the way."""
-    probe = (
-        'import doctor, torch; '
-        'print(torch.cuda.is_available(), doctor.nvcc_release(), torch.version.cuda)'
-    )
-    result = subprocess.run(
-        [str(PYTHON), '-c', probe], cwd=ROOT / 'tools', env=env, capture_output=True, text=True
-    )
-    gpu, nvcc, cuda = (result.stdout.split() or ['False', 'None', 'None'])[-3:]
-    usable = doctor.same_cuda(*(None if value == 'None' else value for value in (nvcc, cuda)))
-    if gpu == 'True' and not usable:
-        print(
-            f'      a GPU, but no CUDA {cuda} compiler (nvcc: {nvcc}): operators for the CPU only'
+def pip(command: str, *arguments: object, env: dict[str, str] = ENV) -> None:
+    """Call pip with the tested versions, and stop where it fails."""
+    options = ('--disable-pip-version-check', '-c', REQUIREMENTS / 'constraints.txt')
+    if not run('-m', 'pip', command, *options, *arguments, env=env):
+        sys.exit(
+            f'set-up stopped: `pip {command} {" ".join(map(str, arguments))}` failed, see above; '
+            '`make setup` goes on from here (where memory ran out: `MAX_JOBS=1 make setup`)'
         )
-    return usable
 
 
-def install_mmcv(env: dict[str, str]) -> None:
-    """Install mmcv, run its operators, and compile it anew where they fail."""
-    if not cuda_usable(env):
-        env = env | {'CUDA_VISIBLE_DEVICES': ''}
-    hint = 'Where memory ran out, set MAX_JOBS=1. '
-    pip(['-v', 'onedl-mmcv'], env, hint)
-    if doctor_passes(['operators'], env):
+def packages() -> None:
+    """Install everything but mmcv's operators."""
+    if not (PYTHON.exists() and run('-m', 'pip', '--version', quiet=True)):
+        subprocess.run([sys.executable, '-m', 'venv', VENV], check=True)
+    print('\n[1/3] torch and build tools: some GB to download', flush=True)
+    pip('install', '-r', REQUIREMENTS / 'build.txt')
+    print('\n[2/3] the toolboxes, mmlavit, and what tests, lint and docs need', flush=True)
+    # Where it is built in isolation, mmcv sees no torch and leaves its operators out. pip's cache
+    # would not tell such a build from a whole one.
+    pip('install', '--no-cache-dir', '--no-deps', 'onedl-mmcv')
+    names = ('mminstall', 'tests', 'lint', 'docs', 'export')
+    files = [f'-r{REQUIREMENTS / name}.txt' for name in names]
+    pip('install', '--no-build-isolation', *files, '-e', ROOT)
+
+
+def operators_run() -> bool:
+    """Whether mmcv's NMS and RoIAlign compute what torchvision's do."""
+    return run('tools/doctor.py', '--only', 'operators', quiet=True)
+
+
+def compile_operators(command: str, *options: object) -> None:
+    """Build mmcv against the environment's torch, unless its operators run."""
+    if operators_run():
         return
-    print(
-        '      the installed build does not run here; pip keeps builds whichever torch they were '
-        f'made for: compiling anew, about {MMCV_MINUTES} min',
-        flush=True,
-    )
-    tested = next(version for name, version, _ in doctor.pins() if name == 'onedl-mmcv')
-    pip(['-v', *doctor.rebuild_mmcv(tested)], env, hint)
-    if not doctor_passes(['operators'], env):
-        stop(f"mmcv's operators fail, though compiled against this torch; see above and {LOG}")
+    print("\n[3/3] mmcv's operators: 10 minutes on 2 cores, unless pip kept a build", flush=True)
+    code = 'import sys, doctor; sys.exit(not doctor.compiles_cuda())'
+    # mmcv would call nvcc wherever there is a GPU
+    cuda = run('-c', code, env=ENV | {'PYTHONPATH': 'tools'})
+    env = ENV if cuda else ENV | {'CUDA_VISIBLE_DEVICES': ''}
+    pip(command, '--no-build-isolation', '--no-deps', *options, 'onedl-mmcv', env=env)
 
 
-def build(compiler: str) -> None:
-    """Go through the steps; each of them is quick where its result is there already."""
-    env = clean_environment(compiler)
-    shutil.rmtree(TMP, ignore_errors=True)
-    TMP.mkdir()
-    print(f'Setting up .venv, once; details in {LOG}')
-    print(f'[1/5] Python {sys.version.split()[0]}, C++ compiler {compiler}', flush=True)
-    has_pip = [str(PYTHON), '-m', 'pip', '--version']
-    if not PYTHON.exists() or subprocess.run(has_pip, env=env, capture_output=True).returncode:
-        run([sys.executable, '-m', 'venv', str(VENV)], env)
-    print('[2/5] torch and build tools: some GB to download', flush=True)
-    pip(['-r', str(REQUIREMENTS / 'build.txt')], env)
-    print(
-        f'[3/5] mmcv: compiling its operators takes about {MMCV_MINUTES} min on {CORES} cores '
-        '(measured: 9 min on 2), seconds where pip kept the build',
-        flush=True,
-    )
-    install_mmcv(env)
-    print(
-        '[4/5] mmpretrain, mmdet, mmseg, mmlavit and the tools for tests, lint and docs', flush=True
-    )
-    files = [
-        f'-r{REQUIREMENTS / name}.txt' for name in ('mminstall', 'tests', 'lint', 'docs', 'export')
-    ]
-    pip([*files, '-e', str(ROOT)], env)
-    run([str(PYTHON), '-m', 'pip', 'check'], env)
-    print('[5/5] tools/doctor.py', flush=True)
-    if not doctor_passes(list(doctor.CHECKS), env):
-        stop('a finding above says FAIL; follow the mend beside it, then `make setup` again')
-    shutil.rmtree(TMP, ignore_errors=True)
-    stamp = {'inputs': inputs(), 'distributions': sorted(distributions())}
-    unfinished = STAMP.with_suffix('.part')
-    unfinished.write_text(json.dumps(stamp, indent=1), 'utf-8')
-    unfinished.replace(STAMP)
-    print('.venv is ready', flush=True)
+def wheel() -> None:
+    """Compile mmcv's operators for a later call to install."""
+    compile_operators('wheel', '-v', '--wheel-dir', TMP)
+
+
+def operators() -> None:
+    """Install mmcv's operators and prove them; let the doctor examine the whole."""
+    compile_operators('install', '--force-reinstall', '--find-links', TMP)
+    # pip keeps builds whichever torch they were made for
+    compile_operators('install', '--force-reinstall', '--no-cache-dir')
+    if not run('tools/doctor.py'):
+        sys.exit('set-up stopped: follow the repair beside FAIL above, then `make setup` again')
+    shutil.rmtree(TMP)
 
 
 def main() -> None:
-    """Set the environment up unless it is complete."""
-    if complete():
+    """Go through the steps that are not done."""
+    steps = [packages, operators]
+    if '--without-operators' in sys.argv:
+        steps = [packages]
+    elif '--wheel' in sys.argv:
+        steps = [packages, wheel]
+    if is_done('packages') and (steps == [packages] or is_done('operators')):
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    compiler = check_machine()
-    VENV.mkdir(exist_ok=True)
-    with only_one():
-        if not complete():
-            STAMP.unlink(missing_ok=True)
-            build(compiler)
+    check_machine()
+    TMP.mkdir(parents=True, exist_ok=True)
+    with (VENV / 'setup.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one set-up at a time
+        for step in steps:
+            if not is_done(step.__name__):
+                step()
+                (VENV / f'{step.__name__}.stamp').write_text(fingerprint(), 'utf-8')
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit('\nset-up interrupted; `make setup` goes on from here')
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit('set-up interrupted; `make setup` goes on'))
+    main()
