@@ -67,6 +67,29 @@ def test_every_config_trains_validates_and_tests(path, shapes, tmp_path, recwarn
     assert deprecations(recwarn.list, tmp_path) == []
 
 
+BACKBONES = {
+    'swin': dict(
+        type='SwinTransformer', embed_dims=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)
+    ),
+    'resnet': dict(type='ResNet', depth=18, base_channels=32, norm_eval=False),
+}
+
+
+@pytest.mark.parametrize('backbone', BACKBONES.values(), ids=BACKBONES)
+@pytest.mark.parametrize('name', ['mask-rcnn_lavit-nano_shapes', 'upernet_lavit-nano_shapes'])
+def test_another_backbone_trains_in_our_config(name, backbone, shapes, tmp_path):
+    """On images of several sizes in a batch: what pads them is an image to any backbone."""
+    cfg = load(f'configs/shapes/{name}.py', shapes, tmp_path)
+    cfg.model.backbone = dict(backbone)
+    size = {'mmdet': dict(crop_type='relative_range', crop_size=(0.4, 0.4)),
+            'mmseg': dict(crop_size=(61, 75))}[cfg.default_scope]  # fmt: skip
+    cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='RandomCrop', **size))
+    runner = build_runner(cfg)
+    runner.train()
+    assert math.isfinite(runner.message_hub.get_scalar('train/loss').current())
+    assert all(value.isfinite().all() for value in runner.model.state_dict().values())
+
+
 @pytest.mark.parametrize(
     ('name', 'key', 'value'),
     [

@@ -1,5 +1,5 @@
-# The all-VA twin of the quick start's classifier, to be laid beside it (docs/attention.md): vanilla
-# attention in every layer. There is no transformed map left for the DP loss.
+# The all-VA baseline of the quick start's classifier (docs/attention.md): vanilla attention in all
+# layers. There is no transformed map left for the DP loss.
 _base_ = './lavit-nano_shapes-cls.py'
 
 model = dict(backbone=dict(less_attention=False))

@@ -7,8 +7,6 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_val=-1e30,  # marks padding, so that attention leaves it out (mmlavit.models.PAD_VALUE)
-        seg_pad_val=255,
         size=(512, 512),
     ),
     backbone=dict(

@@ -3,9 +3,7 @@
 _base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
 
 model = dict(
-    # any size will do: padding a single image would only put empty tokens into its windows
-    # in a batch, the value marks what attention must leave out (mmlavit.models.PAD_VALUE)
-    data_preprocessor=dict(pad_size_divisor=1, pad_value=-1e30),
+    data_preprocessor=dict(pad_size_divisor=1),  # the backbone takes any size
     backbone=dict(
         _delete_=True,
         type='mmlavit.LaViT',
