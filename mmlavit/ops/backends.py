@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 import torch
 from mmengine.logging import print_log
 
+from . import triton
+
 Backend = Literal['auto', 'definition', 'triton']
 Args = ParamSpec('Args')
 Result = TypeVar('Result')
@@ -27,7 +29,7 @@ class Kernels(Protocol):
 
 
 # Kernels by the name of their backend, the preferred ones first.
-KERNELS: dict[str, Kernels] = {}
+KERNELS: dict[str, Kernels] = {'triton': triton}
 
 
 class Choice(NamedTuple):

@@ -1,0 +1,172 @@
+"""Kernels in Triton, on a machine without a GPU."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton_cases as cases
+from conftest import forget_runs
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mmlavit
+from mmlavit import ops
+from mmlavit.models import LaViT
+from mmlavit.ops import backends
+from mmlavit.ops import triton as kernels
+from mmlavit.ops.backends import KERNELS
+
+TESTS = Path(__file__).parent
+
+
+def test_kernels_in_the_interpreter():
+    """What Triton's interpreter computes; it is switched on before Triton is imported."""
+    pytest.importorskip('triton')
+    command = [sys.executable, '-m', 'pytest', '-q', '--noconftest', '-p', 'no:cacheprovider']
+    result = subprocess.run(
+        [*command, TESTS / 'triton_interpreted.py'],
+        env={**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def python(code, cwd):
+    subprocess.run([sys.executable, '-c', code], cwd=cwd, check=True)
+
+
+def test_triton_is_imported_with_the_first_kernel(tmp_path):
+    python("import sys, mmlavit.models; assert 'triton' not in sys.modules", tmp_path)
+
+
+def test_the_package_works_without_its_kernels(tmp_path):
+    package = tmp_path / 'mmlavit'
+    shutil.copytree(Path(mmlavit.__file__).parent, package)
+    shutil.rmtree(package / 'ops/triton')
+    table = package / 'ops/backends.py'
+    lines = table.read_text().replace("{'triton': triton}", '{}').splitlines()
+    table.write_text('\n'.join(line for line in lines if line != 'from . import triton'))
+    code = (
+        'import torch; from mmlavit.models import LaViT; from mmlavit import ops;'
+        "print(LaViT('nano')(torch.zeros(1, 3, 32, 32))[0].shape, ops.__file__)"
+    )
+    python(code, tmp_path)
+
+
+class Operators(TorchDispatchMode):
+    """The operators of this package that were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == 'mmlavit':
+            self.names.append(function.name().removeprefix('mmlavit::'))
+        return function(*args, **kwargs or {})
+
+
+@pytest.fixture
+def fake_gpu():
+    """Tensors that say they are on a GPU, and hold nothing."""
+    with FakeTensorMode(), torch.device('cuda'):
+        yield
+
+
+def test_a_backbone_on_a_gpu_takes_kernels():
+    pytest.importorskip('triton')
+    model = LaViT('nano')
+    shapes = {key: x.shape for key, x in model.state_dict().items()}
+    with FakeTensorMode(), Operators() as called:
+        # as under autocast: logits are bfloat16, and the residual of attention is float32
+        weights = {
+            key: torch.empty(shape, device='cuda', dtype=dtype)
+            for key, shape in shapes.items()
+            for dtype in [torch.float32 if 'residual.' in key else torch.bfloat16]
+        }
+        images = torch.empty(1, 3, 60, 100, device='cuda', dtype=torch.bfloat16)
+        maps = torch.func.functional_call(model, weights, (images,))
+    assert [tuple(x.shape[2:]) for x in maps] == [(15, 25), (8, 13), (4, 7), (2, 4)]
+    stages = [
+        ['vanilla_attention', *['less_attention'] * (depth - 1)] for depth in model.arch.depths
+    ]
+    wanted = []
+    for i, attention in enumerate(stages):
+        wanted += ['attention_residual'] * (i > 0)
+        for name in attention:
+            wanted += ['add_norm', name, 'add_norm', 'conv_gelu']
+    assert called.names == wanted
+
+
+def test_the_definition_can_be_asked_for_on_a_gpu(fake_gpu):
+    formula, activations, parameters, others = cases.conv_gelu(1, 4, 3, 32)
+    tensors = [x.float() for x in (*activations, *parameters)]
+    with ops.use('definition'), Operators() as called:
+        formula(*tensors, *others)
+    assert not called.names
+
+
+def explain(case, dtype=torch.bfloat16):
+    formula, activations, parameters, others = case
+    tensors = [x if x is None else x.to(dtype) for x in (*activations, *parameters)]
+    return ops.explain(formula.__name__, *tensors, *others)
+
+
+CASE = (3, 2, 16, 1, 4, 3)
+
+
+def test_tensors_on_a_cpu_take_the_definition():
+    assert explain(cases.less_attention(*CASE)) == ('definition', 'triton: the tensors are on cpu')
+
+
+def test_a_missing_triton_is_told(fake_gpu, monkeypatch):
+    monkeypatch.setattr(kernels, 'INSTALLED', False)
+    choice = explain(cases.vanilla_attention(*CASE))
+    assert choice == ('definition', 'triton: Triton is not installed')
+
+
+def test_what_fits_is_told(fake_gpu):
+    pytest.importorskip('triton')
+    assert explain(cases.less_attention(*CASE)).backend == 'triton'
+    assert explain(cases.conv_gelu(1, 4, 3, 32), torch.float32).backend == 'triton'
+    assert 'do not fit' in explain(cases.less_attention(*CASE), torch.float32).reason
+    assert 'up to 64 tokens' in explain(cases.less_attention(9, 1, 16, 1, 9, 9)).reason
+
+
+def test_the_log_says_once_what_runs_on_a_gpu(capsys):
+    pytest.importorskip('triton')
+    forget_runs()  # the next logger prints where pytest listens
+    backends._log.cache_clear()
+    formula, activations, parameters, others = cases.conv_gelu(1, 4, 3, 32)
+    tensors = [x.float() for x in (*activations, *parameters)]
+    formula(*tensors, *others)
+    assert not capsys.readouterr().out  # on a CPU
+    with FakeTensorMode():
+        tensors = [torch.empty(x.shape, device='cuda') for x in tensors]
+        for _ in range(2):
+            formula(*tensors, *others)
+            with ops.use('definition'):
+                formula(*tensors, *others)
+    lines = [x.partition(' - INFO - ')[2] for x in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        'formulas of LaViT: triton (its kernel fits device and arguments)',
+        "formulas of LaViT: definition (asked for by use('definition'))",
+    ]
+    forget_runs()
+
+
+def test_formulas_take_arguments_by_name():
+    logits = torch.randn(2, 1, 9, 9)
+    assert ops.diagonality(logits, windows=None, form='hinge') == ops.diagonality(
+        logits, None, 'hinge'
+    )
+
+
+def test_every_formula_has_a_kernel():
+    assert KERNELS['triton'] is kernels
+    assert set(kernels.CHECKS) < set(ops.__all__)
