@@ -143,6 +143,22 @@ def test_other_modes_and_a_detached_model_are_untouched():
     assert set(model(torch.randn(1, 3, 32, 32), mode='loss')) == {'loss_task'}
 
 
+def test_all_backbones_of_a_model_count():
+    """As where a second backbone sees depth: the mean is over the layers of both."""
+    image, model = torch.randn(1, 3, 50, 70), make_model()
+    other = make_model(seed=1).backbone
+    model.backbone.register_forward_hook(lambda module, args, out: other(*args) and None)
+    attach_diagonality_loss(model, DiagonalityLoss())
+    alone = model(image, mode='loss')['loss_dp']
+    model.second = other
+    attach_diagonality_loss(model, DiagonalityLoss())
+    with torch.no_grad():
+        layers = other.forward_trace(image)[1]
+    own = torch.stack([diagonality_loss(x.logits, x.windows) for x in layers if x.kind == 'LA'])
+    both = model(image, mode='loss')['loss_dp']
+    torch.testing.assert_close(both, (alone + own.mean()) / 2)
+
+
 def test_a_model_without_less_attention_is_refused():
     with pytest.raises(UserError, match='TinyModel has no less-attention layer'):
         attach_diagonality_loss(make_model(less_attention=False), DiagonalityLoss())

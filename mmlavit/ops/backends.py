@@ -21,7 +21,7 @@ _asked_for: Backend = 'auto'
 class Kernels(Protocol):
     """Kernels of one kind, for some of the formulas."""
 
-    def why_not(self, operator: str, *args: Any) -> str | None:
+    def why_not(self, asked_for: bool, operator: str, *args: Any) -> str | None:
         """Why there is no kernel for a formula and its arguments; None if there is."""
 
     def run(self, operator: str, *args: Any) -> Any:
@@ -63,11 +63,6 @@ class use:
         _asked_for = self._before
 
 
-def asked_for() -> Backend:
-    """Tell what the last :class:`use` that still holds asks for."""
-    return _asked_for
-
-
 def explain(operator: str, *args: Any) -> Choice:
     """Tell which backend a formula takes for its arguments, and why; computes nothing.
 
@@ -77,7 +72,7 @@ def explain(operator: str, *args: Any) -> Choice:
         return Choice('definition', "asked for by use('definition')")
     reasons = []
     for backend, kernels in KERNELS.items():
-        reason = kernels.why_not(operator, *args)
+        reason = kernels.why_not(_asked_for == backend, operator, *args)
         if reason is None:
             return Choice(backend, 'its kernel fits device and arguments')
         reasons.append(f'{backend}: {reason}')

@@ -10,10 +10,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mmlavit.errors import UserError
-from mmlavit.models import DiagonalityLoss, LayerTrace, LessAttention, trace_layers
+from mmlavit.models import DiagonalityLoss, LaViT, LayerTrace, LessAttention, trace_layers
 from mmlavit.ops.diagonality import Form
 from mmlavit.registry import HOOKS
-from mmlavit.visualization.attention_maps import find_backbone
 
 
 @HOOKS.register_module()
@@ -70,7 +69,8 @@ def attach_diagonality_loss(model: nn.Module, loss: DiagonalityLoss) -> list[Rem
     Raises:
         UserError: If the model has no less-attention layer.
     """
-    if not any(isinstance(module, LessAttention) for module in model.modules()):
+    backbones = [module for module in model.modules() if isinstance(module, LaViT)]
+    if not any(isinstance(m, LessAttention) for b in backbones for m in b.modules()):
         raise UserError(
             f'loss_dp: {type(model).__name__} has no less-attention layer; remove '
             'DiagonalityLossHook from custom_hooks or use a LaViT backbone with less_attention=True'
@@ -88,8 +88,7 @@ def attach_diagonality_loss(model: nn.Module, loss: DiagonalityLoss) -> list[Rem
         values = [loss(layer.logits, layer.windows) for layer in layers]
         return {**losses, 'loss_dp': torch.stack(values).mean()}
 
-    return [
-        model.register_forward_pre_hook(start),
-        *trace_layers(find_backbone(model), lambda layer: collected.append(layer), kinds=('LA',)),
-        model.register_forward_hook(finish, with_kwargs=True),
-    ]
+    handles = [model.register_forward_pre_hook(start)]
+    for backbone in backbones:
+        handles += trace_layers(backbone, lambda layer: collected.append(layer), kinds=('LA',))
+    return [*handles, model.register_forward_hook(finish, with_kwargs=True)]

@@ -22,10 +22,10 @@ MAX_CHANNELS = 1024  # of a token that is normalized: it stays in registers too
 HEAD_WIDTHS = (16, 32, 64, 128)  # the widths of matrices that a multiprocessor multiplies
 
 
-def why_not(operator: str, *args: Any) -> str | None:
+def why_not(asked_for: bool, operator: str, *args: Any) -> str | None:
     """Why there is no kernel for a formula and its arguments; None if there is."""
     x = args[0]
-    return _why_not_here(x.device) or _why_not_these(x) or CHECKS[operator](*args)
+    return _why_not_here(x.device, asked_for) or _why_not_these(x) or CHECKS[operator](*args)
 
 
 def run(operator: str, *args: Any) -> Any:
@@ -35,8 +35,8 @@ def run(operator: str, *args: Any) -> Any:
     return getattr(operators, operator)(*args)
 
 
-def _why_not_here(device: torch.device) -> str | None:
-    if device.type != 'cuda' and not (INTERPRETED and _asked_for()):
+def _why_not_here(device: torch.device, asked_for: bool) -> str | None:
+    if device.type != 'cuda' and not (INTERPRETED and asked_for):
         return f'the tensors are on {device.type}'
     if not INSTALLED:
         return 'Triton is not installed'
@@ -50,12 +50,6 @@ def _why_not_here(device: torch.device) -> str | None:
     if torch._C._are_functorch_transforms_active():
         return 'torch.func transforms operators of torch only'
     return None
-
-
-def _asked_for() -> bool:
-    from .. import backends
-
-    return backends.asked_for() == 'triton'
 
 
 def _why_not_these(x: Tensor) -> str | None:
