@@ -67,5 +67,6 @@ setup(
         name: parse_requirements(name) for name in ('mminstall', 'tests', 'lint', 'docs', 'export')
     }
     | {extra: parse_toolbox(toolbox) for extra, toolbox in TOOLBOXES.items()},
+    entry_points={'console_scripts': ['mmlavit = mmlavit.__main__:main']},
     zip_safe=False,
 )

@@ -22,7 +22,7 @@ from mmlavit.models.backbones.arch import ARCHS
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # what the peers come from
-PACKAGES = ('onedl-mmdetection', 'onedl-mmsegmentation', 'onedl-mmpretrain', 'timm')
+PACKAGES = ('onedl-mmdetection', 'onedl-mmpretrain', 'timm')
 # batches hold about as many pixels as one image of COCO
 BATCH_PIXELS = 800 * 1344
 
@@ -31,12 +31,7 @@ Row = dict[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser, sizes: Sequence[Size]) -> None:
-    """Add the options of everything that is timed.
-
-    Args:
-        parser: The script's own.
-        sizes: ``(h, w)`` of the images by default.
-    """
+    """Add the options of everything that is timed, with ``(h, w)`` of the images by default."""
     parser.add_argument('--arch', choices=ARCHS, default='small', help='LaViT (%(default)s)')
     parser.add_argument(
         '--sizes',
@@ -96,12 +91,7 @@ def read_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None) ->
 
 
 def read_setting(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Setting:
-    """Complete ``args.batch``, and set up torch.
-
-    Args:
-        parser: Reports what does not fit, and ends the program.
-        args: What it has parsed.
-    """
+    """Complete ``args.batch``, and set up torch; the parser reports what does not fit."""
     if args.batch is None:
         args.batch = [max(1, round(BATCH_PIXELS / (h * w))) for h, w in args.sizes]
     elif len(args.batch) not in (1, len(args.sizes)):
@@ -127,14 +117,7 @@ def read_setting(parser: argparse.ArgumentParser, args: argparse.Namespace) -> S
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], args: argparse.Namespace
 ) -> None:
-    """Print a table in Markdown, under the command that makes it and what it ran on.
-
-    Args:
-        title: Its caption.
-        columns: Their names; all but the first are aligned on the right.
-        rows: Cells of each row.
-        args: Options of the script.
-    """
+    """Print a table in Markdown, under the command that makes it and what it ran on."""
     table = Table(box=MARKDOWN)
     for i, column in enumerate(columns):
         table.add_column(column, justify='right' if i else 'left', no_wrap=True)
@@ -151,12 +134,7 @@ def print_table(
 
 
 def write_json(args: argparse.Namespace, rows: Sequence[Row]) -> None:
-    """Write everything measured so far to ``args.json``, with what it was measured on.
-
-    Args:
-        args: Options of the script.
-        rows: What was measured.
-    """
+    """Write everything measured so far to ``args.json``, with what it was measured on."""
     if args.json is None:
         return
     options = {key: str(value) if isinstance(value, (Path, torch.device)) else value

@@ -19,12 +19,6 @@ def in_fresh_process(
 
     On a CPU the peak of memory belongs to the process, and so does the heap: one that earlier work
     has left large serves large tensors without asking the system for pages.
-
-    Args:
-        setting: Its threads are set there.
-        function: Importable by its name.
-        args: Of the function.
-        kwargs: Of the function.
     """
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(

@@ -79,8 +79,6 @@ for mode in forward training; do
     done
 done
 first=${runs%% *}
-at=(--batch "${first%%:*}" --sizes "${first##*:}")
-bench operators 60 operators "${options[@]}" "${at[@]}"
 tests detectors 120 gpu tests/test_mixed_precision.py
 tests races 200 "gpu and slow" tests/test_triton_gpu.py
 bench kernels 120 kernels --arch "${ARCH:-small}" --batch "${first%%:*}" --size "${first##*:}"

@@ -134,16 +134,7 @@ def autocast_on_cuda(dtype: torch.dtype) -> Iterator[None]:
 
 
 def count_model(model: LaViT, images: Tensor, dtype: torch.dtype) -> dict[str, KernelCounter]:
-    """Count the passes of a model.
-
-    Args:
-        model: Whose parameters are on a GPU, or fake.
-        images: Likewise.
-        dtype: float32, or what autocast uses.
-
-    Returns:
-        By the name of the pass.
-    """
+    """Count the passes of a model on a GPU, or of a fake one, by the name of the pass."""
 
     def predict() -> None:
         with torch.no_grad(), autocast_on_cuda(dtype):

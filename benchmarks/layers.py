@@ -56,17 +56,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
 
 
 def time_attention(size: Size, batch: int, args: argparse.Namespace, setting: Setting) -> list[Row]:
-    """Time the attention modules of each stage, on their own.
-
-    Args:
-        size: ``(h, w)`` of the images that the stages' maps belong to.
-        batch: Images.
-        args: Options.
-        setting: How.
-
-    Returns:
-        Two rows a stage: forward pass, forward and backward pass.
-    """
+    """Time the attention modules of each stage on their own: forward, and with backward pass."""
     arch = LaViT(args.arch).arch
     rows: list[Row] = []
     for mode, step in (('forward', _predict), ('training', _train)):
@@ -126,17 +116,7 @@ def _train(
 
 
 def time_models(size: Size, batch: int, args: argparse.Namespace, setting: Setting) -> Row:
-    """Time LaViT and its all-VA baseline.
-
-    Args:
-        size: ``(h, w)`` of the images.
-        batch: Images.
-        args: Options.
-        setting: How.
-
-    Returns:
-        A row.
-    """
+    """Time LaViT and its all-VA baseline."""
     lavit, baseline = (
         LaViT(args.arch, args.window, less_attention=less).to(setting.device).eval()
         for less in (True, False)

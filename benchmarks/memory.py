@@ -13,16 +13,8 @@ from timing import Setting
 def training_memory(subject: Subject, size: Size, batch: int, setting: Setting) -> int | None:
     """Measure what a training step takes at its peak, in bytes above the loaded process.
 
-    Weights, gradients and images are there before.
-
-    Args:
-        subject: Backbone.
-        size: ``(h, w)`` of the images.
-        batch: Images.
-        setting: How it is executed.
-
-    Returns:
-        Bytes; None where the system does not tell (a CPU under anything but Linux).
+    Weights, gradients and images are there before. None where the system does not tell (a CPU
+    under anything but Linux).
     """
     return in_fresh_process(setting, _training_memory, subject, size, batch, setting)
 

@@ -50,13 +50,7 @@ def forward(model: Callable[[Tensor], object], images: Tensor, setting: Setting)
 
 
 def training_step(loss: Any, images: Tensor, setting: Setting) -> None:
-    """Make new gradients: forward and backward pass, no optimizer.
-
-    Args:
-        loss: A :class:`TrainingLoss`, compiled or not.
-        images: ``(B, 3, h, w)``.
-        setting: How.
-    """
+    """Make new gradients of a :class:`TrainingLoss`, compiled or not; no optimizer."""
     loss.zero_grad()
     with setting.precision():
         value = loss(images)

@@ -3,9 +3,8 @@
 All run in one process, one after the other in every round, so that they see the same machine; each
 size has a process of its own. Examples::
 
-    python benchmarks/speed.py --rounds 9 --json speed.json --plot speed.png
+    python benchmarks/speed.py --rounds 9 --json speed.json
     python benchmarks/speed.py --device cuda --dtype bf16 --batch 64 16 4 --compile
-    python benchmarks/speed.py --models --no-backbones
 
 LaViT trains with the diagonality-preserving (DP) loss, as the configs have it, and once without.
 Times are medians of the rounds, ± half of the range that holds their middle half; ratios are
@@ -22,18 +21,14 @@ from common import (
     Size,
     add_compile,
     add_options,
-    output_file,
     print_table,
     read_options,
     read_setting,
     show_size,
-    size_of,
     write_json,
 )
-from detectors import time_detectors
 from fresh_process import in_fresh_process
 from memory import training_memory
-from plotting import plot
 from recipe import TrainingLoss, forward, training_step
 from subjects import (
     GPU_PEERS,
@@ -51,7 +46,6 @@ from torch import nn
 from mmlavit.apis.complexity import multiply_adds
 
 SIZES = ((224, 224), (512, 512), (800, 1344))
-MODEL_SIZES = ((800, 1344), (512, 512))
 MODES = ('forward', 'training')
 
 
@@ -72,43 +66,18 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
         help='backbones to compare with; swin, which the ratios refer to, is always there (all; '
         "timm's on a GPU only)",
     )
-    parser.add_argument(
-        '--models', action='store_true', help='also predict with Mask R-CNN and UperNet'
-    )
-    parser.add_argument(
-        '--model-sizes',
-        nargs='+',
-        type=size_of,
-        default=MODEL_SIZES,
-        metavar='HxW',
-        help=f'image sizes of --models ({" ".join(map(show_size, MODEL_SIZES))})',
-    )
-    parser.add_argument('--no-backbones', action='store_true', help='leave out the main tables')
     parser.add_argument('--no-memory', action='store_true', help='do not measure memory')
-    parser.add_argument('--plot', type=output_file, metavar='PNG', help='draw the main tables')
     args = read_options(parser, argv)
     if args.peers is None:
         args.peers = default_peers(args.device)
-    missing = missing_package(args.peers, args.models)
+    missing = missing_package(args.peers)
     if missing:
         parser.error(f'{missing} is not installed; the peers are its backbones')
-    if args.plot and args.no_backbones:
-        parser.error('argument --plot: there is nothing to draw with --no-backbones')
     return args, read_setting(parser, args)
 
 
 def time_backbones(size: Size, batch: int, args: argparse.Namespace, setting: Setting) -> list[Row]:
-    """Measure all backbones at one size.
-
-    Args:
-        size: ``(h, w)`` of the images.
-        batch: Images.
-        args: Options.
-        setting: How.
-
-    Returns:
-        One row a backbone.
-    """
+    """Measure all backbones at one size, and return one row each."""
     subjects = subjects_of(args.arch, args.peers)
     models = {
         name: build_backbone(subject.config, setting.device) for name, subject in subjects.items()
@@ -116,7 +85,7 @@ def time_backbones(size: Size, batch: int, args: argparse.Namespace, setting: Se
     images = images_of(batch, size, setting.device)
     rows: dict[str, Row] = {}
     for name, model in models.items():
-        rows[name] = dict(part='backbones', model=name, size=show_size(size), batch=batch)
+        rows[name] = dict(model=name, size=show_size(size), batch=batch)
         rows[name]['parameters'] = sum(p.numel() for p in model.parameters())
     for mode in MODES if args.mode == 'both' else (args.mode,):
         calls: dict[str, tuple[nn.Module, Callable[[Any], object]]] = {}
@@ -184,37 +153,17 @@ def print_backbones(rows: Sequence[Row], args: argparse.Namespace) -> None:
     print_table(f'{rows[0]["size"]}, batch {rows[0]["batch"]}', columns, lines, args)
 
 
-def print_models(rows: Sequence[Row], args: argparse.Namespace) -> None:
-    """Print the rows of the dense models."""
-    columns = ['model', 'image', 'backbone', 'ms', 'images/s over Swin-T', 'boxes']
-    lines = []
-    for row in rows:
-        time, ratio = (Spread(**row[key]) for key in ('milliseconds', 'speed_over_swin'))
-        boxes = '' if row['boxes'] is None else str(row['boxes'])
-        lines.append(
-            [row['model'], row['size'], row['backbone'], time.show(1), ratio.show(2), boxes]
-        )
-    print_table('Prediction of one image, random weights', columns, lines, args)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and keep what was asked for."""
     args, setting = parse_args(argv)
     rows: list[Row] = []
-    if not args.no_backbones:
-        for size, batch in zip(args.sizes, args.batch, strict=True):
-            found = in_fresh_process(setting, time_backbones, size, batch, args, setting)
-            if args.mode != 'forward' and not args.no_memory:
-                add_memory(found, size, batch, args, setting)
-            print_backbones(found, args)
-            rows += found
-            write_json(args, rows)
-        if args.plot:
-            plot(rows, args.plot)
-    if args.models:
-        found = time_detectors(args.arch, args.model_sizes, setting)
-        print_models(found, args)
-        write_json(args, rows + found)
+    for size, batch in zip(args.sizes, args.batch, strict=True):
+        found = in_fresh_process(setting, time_backbones, size, batch, args, setting)
+        if args.mode != 'forward' and not args.no_memory:
+            add_memory(found, size, batch, args, setting)
+        print_backbones(found, args)
+        rows += found
+        write_json(args, rows)
 
 
 if __name__ == '__main__':

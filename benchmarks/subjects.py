@@ -69,22 +69,16 @@ def default_peers(device: torch.device) -> list[str]:
     return [*PEERS, *GPU_PEERS] if gpu else list(PEERS)
 
 
-def missing_package(names: list[str], detectors: bool) -> str | None:
+def missing_package(names: list[str]) -> str | None:
     """Name a package that is needed and not installed, if there is one."""
     peers = PEERS | GPU_PEERS
     needed = {peers[name][1]['type'].partition('.')[0] for name in ['swin', *names]}
-    needed |= {'mmdet', 'mmseg'} if detectors else set()
     needed |= {'timm'} if set(names) & set(GPU_PEERS) else set()
     return next((package for package in sorted(needed) if find_spec(package) is None), None)
 
 
 def subjects_of(arch: str, peers: list[str]) -> dict[str, Subject]:
-    """Collect what is measured, by the name that a table gives it.
-
-    Args:
-        arch: That of LaViT and of its all-VA baseline.
-        peers: Keys of :data:`PEERS` and :data:`GPU_PEERS`.
-    """
+    """Collect what is measured, by the name that a table gives it."""
     lavit = dict(type='mmlavit.LaViT', arch=arch)
     subjects = {LAVIT: Subject(lavit, diagonality=True)}
     for peer in dict.fromkeys(['swin', *peers]):

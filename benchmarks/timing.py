@@ -68,16 +68,8 @@ def time_ways(
 ) -> dict[str, Ways]:
     """Time modules as they are and, if the setting asks for it, compiled.
 
-    A module that torch cannot compile is timed as it is, and a line on stderr says so.
-
-    Args:
-        subjects: By name, a module and what to do with it: a function of the module, which is
-            called with its compiled form as well.
-        setting: How.
-        title: Stands beside the progress bar.
-
-    Returns:
-        The times of each module.
+    A module that torch cannot compile is timed as it is, and a line on stderr says so. With each
+    module comes what to do with it: a function of the module, or of its compiled form.
     """
     if setting.compile:
         torch.compiler.reset()
@@ -113,15 +105,9 @@ def best(ways: Ways) -> np.ndarray:
 def interleave(
     calls: Mapping[str, Callable[[], object]], setting: Setting, title: str
 ) -> dict[str, np.ndarray]:
-    """Time several calls, one after the other in every round, so that all see the same machine.
+    """Time calls, one after the other in every round, so that all see the same machine.
 
-    Args:
-        calls: What to time, by name. Each is called twice before the first round.
-        setting: How.
-        title: Stands beside the progress bar.
-
-    Returns:
-        Seconds of each call, one value a round.
+    Each is called twice before the first round. Returns seconds, one value a round.
     """
     names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -37,7 +37,7 @@ def check_dependency(module: str, found: str | None) -> None:
 
     Raises:
         ImportError: If the module is missing or out of bounds. The message names the version
-            found, the versions required and the command that mends it.
+            found, the versions required and the command that repairs it.
     """
     distribution, lower, upper = REQUIRED[module]
     if found is not None:
@@ -50,7 +50,7 @@ def check_dependency(module: str, found: str | None) -> None:
     raise ImportError(
         f'mmlavit {__version__} requires {distribution}>={lower},<{upper}, '
         f'found {"no " + module if found is None else module + " " + found}. '
-        'Mend it with `make setup` in a checkout of mmlavit, '
+        'Repair it with `make setup` in a checkout of mmlavit, '
         f'or with `pip install {option}"{distribution}>={lower},<{upper}"`.'
     )
 

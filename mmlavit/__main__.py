@@ -1,9 +1,7 @@
-"""Run the tools that come with the package, from any directory."""
+"""The command ``mmlavit``: runs the tools that come with the package, from any directory."""
 
-import ast
 import runpy
 import sys
-from argparse import REMAINDER, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,58 +10,25 @@ from mmlavit.cli.parsers import LineParser
 from .shipped import TOOLS, config_names, config_path
 
 
-def build_parser(tools: dict[str, Path]) -> LineParser:
-    """Describe the command line.
-
-    Args:
-        tools: Files by the name of the command.
-    """
-    lines = ['configs: List the shipped configs, or print the path of the one that is named.']
-    for name, path in tools.items():
-        docstring = ast.get_docstring(ast.parse(path.read_text('utf-8'))) or ''
-        lines.append(f'{name}: {docstring.partition(chr(10))[0]}')
-    parser = LineParser(
-        prog='python -m mmlavit',
-        usage='%(prog)s COMMAND [ARGUMENT ...]',
-        description=__doc__,
-        epilog='commands, each with its own --help:\n  ' + '\n  '.join(lines),
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument('command', choices=['configs', *tools], metavar='COMMAND')
-    parser.add_argument(
-        'arguments',
-        nargs=REMAINDER,
-        metavar='ARGUMENT',
-        help='of the command; a shipped config may go by the name of its file',
-    )
-    return parser
-
-
-def find_config(argument: str) -> str:
-    """Put the path in the place of a shipped config's name; a file of that name goes first."""
-    if not argument.endswith('.py') or Path(argument).exists():
-        return argument
-    try:
-        return config_path(argument)
-    except FileNotFoundError:
-        return argument
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run from the command line."""
-    tools = {path.stem: path for path in sorted(TOOLS.glob('*.py'))}
-    parser = build_parser(tools)
-    args = parser.parse_args(argv)
-    if args.command != 'configs':
-        tool = str(tools[args.command])
-        sys.argv = [tool, *map(find_config, args.arguments)]
-        runpy.run_path(tool, run_name='__main__')
-        return
+    """Run a tool, or list the shipped configs."""
+    tools = {path.stem: str(path) for path in sorted(TOOLS.rglob('*.py'))}
+    parser = LineParser(prog='mmlavit', usage='%(prog)s COMMAND [ARGUMENT ...]')
+    parser.epilog = f'commands, each with its own --help: configs, {", ".join(tools)}'
+    parser.add_argument('command', choices=['configs', *tools], metavar='COMMAND')
+    words = list(sys.argv[1:] if argv is None else argv)
+    command, arguments = parser.parse_args(words[:1]).command, words[1:]
     try:
-        found = list(map(config_path, args.arguments)) or config_names()
+        if command == 'configs':
+            print('\n'.join(map(config_path, arguments) if arguments else config_names()))
+            return
+        # a shipped config may go by the name of its file; a file of that name goes first
+        shipped = {Path(name).name: config_path(name) for name in config_names()}
     except FileNotFoundError as error:
         parser.error(str(error))
-    print('\n'.join(found))
+    sys.argv = [tools[command]]
+    sys.argv += [word if Path(word).exists() else shipped.get(word, word) for word in arguments]
+    runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 if __name__ == '__main__':

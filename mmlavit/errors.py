@@ -2,8 +2,4 @@
 
 
 class UserError(RuntimeError):
-    """Something the user can mend: an argument, a config value, a path or a file."""
-
-
-class UnsafeCheckpointError(UserError):
-    """A checkpoint that is complete, but holds what could run code."""
+    """Something the user can repair: an argument, a config value, a path or a file."""

@@ -46,5 +46,5 @@ def config_path(name: str) -> str:
     close = get_close_matches(PurePosixPath(name).name, names, cutoff=0.7)
     hint = f'did you mean {" or ".join(names[match] for match in close)}?' if close else ''
     raise FileNotFoundError(
-        f'mmlavit has no config {name!r}; {hint or "`python -m mmlavit configs` lists them"}'
+        f'mmlavit has no config {name!r}; {hint or "`mmlavit configs` lists them"}'
     )

@@ -5,22 +5,9 @@ from collections import Counter
 from mmlavit.models.backbones.arch import Arch
 
 
-def closed_formula(
-    arch: Arch,
-    side: int = 224,
-    window: int = 7,
-    classes: int = 1000,
-    va_layers: tuple = (),
-) -> dict[str, tuple[int, int]]:
-    """Parameters and multiply-adds of each part, for square images.
-
-    Args:
-        arch: The variant.
-        side: Side of the image; a multiple of 32 with at least two windows in stage 3.
-        window: Side of a window, 7.
-        classes: Classes of the linear head.
-        va_layers: In place of those of ``arch``.
-    """
+def closed_formula(arch: Arch, va_layers: tuple = ()) -> dict[str, tuple[int, int]]:
+    """Parameters and multiply-adds of each part, for 1000 classes and an image of 224x224."""
+    side, window, classes = 224, 7, 1000
     params, macs = Counter(), Counter()
     cin, tokens, heads_before, windows_before = 3, side * side, 0, 0
     n = window**2

@@ -17,18 +17,13 @@ class SignalAt(Hook):
         numbers: The signals, in this order.
         iteration: How many iterations come before.
         rank: Which process gets them.
-        mode: ``'train'`` or ``'val'``: in the next iteration of which kind.
     """
 
-    def __init__(
-        self, numbers: list[int], iteration: int = 0, rank: int = 0, mode: str = 'train'
-    ) -> None:
-        self.numbers, self.iteration, self.rank, self.mode = numbers, iteration, rank, mode
+    def __init__(self, numbers: list[int], iteration: int = 0, rank: int = 0) -> None:
+        self.numbers, self.iteration, self.rank = numbers, iteration, rank
 
-    def _before_iter(
-        self, runner: Runner, batch_idx: int, data_batch: object = None, mode: str = 'train'
-    ) -> None:
-        if (mode, runner.iter, get_rank()) == (self.mode, self.iteration, self.rank):
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        if (runner.iter, get_rank()) == (self.iteration, self.rank):
             for number in self.numbers:
                 os.kill(os.getpid(), number)
             self.numbers = []

@@ -26,7 +26,6 @@ train_dataloader = dict(dataset=dict(pipeline=[
     dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')]))
 param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=6),
                    dict(type='MultiStepLR', milestones=[1], by_epoch=True)]
-default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1))
 custom_hooks = {[dict(type='EMAHook', momentum=0.1), *hooks]!r}
 randomness = dict(seed=1)
 env_cfg = dict(dist_cfg=dict(timeout=60))

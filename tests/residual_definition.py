@@ -30,17 +30,17 @@ def brute_force(layer, logits, windows, next_windows):
     h, w = windows.height, windows.width
     out_h, out_w = next_windows.height, next_windows.width
     full = whole_map(logits, windows)
-    scores = full.new_zeros(len(full), out_h * out_w, out_h * out_w)
+    pairs = full.new_zeros(len(full), out_h * out_w, out_h * out_w)
     for i, j in product(range(out_h * out_w), repeat=2):
         for a, b in product(range(4), repeat=2):
             iy, ix = 2 * (i // out_w) + a // 2, 2 * (i % out_w) + a % 2
             jy, jx = 2 * (j // out_w) + b // 2, 2 * (j % out_w) + b % 2
             if iy < h and ix < w and jy < h and jx < w:
-                scores[:, i, j] += layer.kernel[:, a, b] * full[:, iy * w + ix, jy * w + jx]
+                pairs[:, i, j] += layer.kernel[:, a, b] * full[:, iy * w + ix, jy * w + jx]
     places, out = torch.arange(out_h * out_w).view(out_h, out_w), []
     for window in windows_of(next_windows):
         tokens = places[window.rows, window.cols].flatten()
-        part = scores[:, tokens][:, :, tokens]
+        part = pairs[:, tokens][:, :, tokens]
         mean = part.mean((-2, -1), keepdim=True)
         std = (part.var((-2, -1), keepdim=True, unbiased=False) + 1e-5).sqrt()
         part = torch.einsum('oi,ijk->ojk', layer.proj.weight[:, :, 0, 0], (part - mean) / std)

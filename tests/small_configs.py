@@ -25,6 +25,10 @@ def load(path, shapes, tmp_path):
             loader.dataset.metainfo = dict(classes=('circle', 'square', 'triangle'))
         else:
             loader.dataset.img_suffix = '.png'
+    if layout == 'classification':
+        preprocessor = cfg.get('data_preprocessor') or cfg.model.data_preprocessor
+        preprocessor.num_classes = cfg.model.head.num_classes = 3
+        cfg.val_evaluator.topk = cfg.test_evaluator.topk = 1
     if layout == 'coco':
         annotations = str(shapes / 'coco/annotations/instances_val2017.json')
         cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = annotations
@@ -44,7 +48,7 @@ def load(path, shapes, tmp_path):
             last.rpn.update(few)
             last = last.rcnn
         last.update(max_per_img=5, score_thr=0.0)  # an untrained detector is sure of nothing
-    if cfg.train_cfg.get('type') == 'IterBasedTrainLoop':
+    if layout == 'ade20k':
         cfg.train_cfg.update(max_iters=1, val_interval=1)
         cfg.default_hooks.checkpoint.interval = 1
         cfg.model.data_preprocessor.size = (96, 96)

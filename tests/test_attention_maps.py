@@ -1,15 +1,24 @@
 """Attention maps: that they are those of the pass, and that a model does not notice."""
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from attention_definition import attend_by_definition, windows_of
-from mmengine.model import BaseModel, MMDistributedDataParallel
-from small_models import DEPTHS, make_backbone
+from attention_definition import attend_by_definition, valid_pairs, windows_of
+from mmcv.transforms import CenterCrop
+from mmengine.model import MMDistributedDataParallel
+from mmpretrain.datasets.transforms import ResizeEdge
+from small_models import DEPTHS, make_backbone, make_layer
 
 from mmlavit.errors import UserError
 from mmlavit.models import trace_layers
-from mmlavit.visualization.attention_maps import attention_of, find_backbone
+from mmlavit.ops import Windows
+from mmlavit.visualization.attention_maps import (
+    ImageGeometry,
+    attention_of,
+    attention_of_point,
+    find_backbone,
+)
 
 PLACES = [(stage, i + 1) for stage, depth in enumerate(DEPTHS, 1) for i in range(depth)]
 
@@ -37,33 +46,22 @@ def test_maps_are_the_softmax_of_the_logits_of_the_pass(size):
                 torch.testing.assert_close(found.sum(), inside.sum())
 
 
-class TinyModel(BaseModel):
-    """The least model that mmengine trains."""
-
-    def __init__(self, **options):
-        super().__init__()
-        self.backbone = make_backbone(**options).train()
-
-    def forward(self, inputs, mode='tensor'):
-        return {'loss': sum(out.square().mean() for out in self.backbone(inputs))}
-
-
-@pytest.mark.parametrize('with_cp', [False, True])
-@pytest.mark.parametrize('distributed', [False, True])
+@pytest.mark.parametrize(('with_cp', 'distributed'), [(False, True), (True, False)])
 def test_training_is_untouched(with_cp, distributed):
     """Gradients under autocast are those without a trace; recomputed layers do not count again."""
-    model: torch.nn.Module = TinyModel(with_cp=with_cp, out_indices=(3,))
+    backbone = make_backbone(with_cp=with_cp, out_indices=(3,)).train()
+    model, seen = torch.nn.Sequential(backbone), []
     if distributed:
         dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
         model = MMDistributedDataParallel(model)
     try:
-        image, grads, seen = torch.randn(2, 3, 90, 124), [], []
+        image, grads = torch.randn(2, 3, 90, 124), []
         for attach in (False, True):
             if attach:
                 trace_layers(find_backbone(model), seen.append)
             model.zero_grad()
             with torch.autocast('cpu', torch.bfloat16):
-                loss = model(image, mode='loss')['loss']
+                loss = model(image)[0].square().mean()
             loss.backward()
             grads.append([p.grad.clone() for p in model.parameters()])
     finally:
@@ -93,6 +91,43 @@ def test_a_pass_that_fails_hands_nothing_over():
 
 
 def test_a_model_without_the_backbone_is_refused():
-    """The message names the model."""
     with pytest.raises(UserError, match='Linear has no mmlavit.LaViT'):
         find_backbone(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(('width', 'height'), [(300, 200), (120, 170)])
+def test_geometry_follows_a_mark_through_the_pipeline(width, height):
+    """Resized and cropped by upstream's transforms, a mark lands where the geometry says."""
+    place = np.array([width * 0.45, height * 0.6]).astype(int)
+    image = np.zeros((height, width, 3), np.uint8)
+    image[place[1] - 4 : place[1] + 5, place[0] - 4 : place[0] + 5] = 255
+    results = {'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
+    for transform in (ResizeEdge(128, backend='pillow'), CenterCrop(112)):
+        results = transform(results)
+    geometry = ImageGeometry.of_sample(results)
+    pixels = results['img'][..., 0].astype(float)
+    y, x = (np.average(grid, weights=pixels) + 0.5 for grid in np.indices(pixels.shape))
+    np.testing.assert_allclose(geometry.to_input(*(place + 0.5)), (x, y), atol=0.6)
+    np.testing.assert_allclose(geometry.to_image(x, y), place + 0.5, atol=1.5)
+    left, top, right, bottom = geometry.visible
+    assert 0 <= left < place[0] < right <= width
+    assert 0 <= top < place[1] < bottom <= height
+    with pytest.raises(UserError, match='flips the image'):
+        ImageGeometry.of_sample({**results, 'flip': True})
+
+
+def test_attention_of_a_pixel_is_that_of_its_token():
+    """Window, token and frame, also at the border where a window is cut."""
+    windows = Windows(7, 1, 9, 12)  # 2 x 2 windows, stride 8
+    logits = torch.randn(4, 2, 49, 49)
+    layer = make_layer(logits, windows, stage=2)
+    geometry = ImageGeometry((2.0, 2.0), (0.0, 0.0), (96, 72), (48, 36))  # enlarged twice
+    for x, y in [(0, 0), (27, 0), (28, 0), (30, 33), (47, 35)]:
+        found = attention_of_point(layer, (x, y), geometry)
+        row, col = y * 2 // 8, x * 2 // 8
+        shape = (7 if row < 7 else 2, 7 if col < 7 else 5)
+        group, token = row // 7 * 2 + col // 7, row % 7 * shape[1] + col % 7
+        expected = valid_pairs(logits, windows)[group].softmax(-1)[:, token].view(2, *shape)
+        np.testing.assert_allclose(found.weights, expected, rtol=1e-5, atol=1e-7)
+        left, top = col // 7 * 28, row // 7 * 28
+        assert found.box == (left, top, left + shape[1] * 4, top + shape[0] * 4)

@@ -29,11 +29,10 @@ def test_similarity_is_the_mean_cosine_of_valid_pairs(windows):
     for pairs in zip(*(valid_pairs(m, windows) for m in (first, second)), strict=True):
         a, b = (p.softmax(-1).flatten(1) for p in pairs)
         cosines.append(torch.cosine_similarity(a, b))
+    mean = torch.cat(cosines).mean().item()
     matrix = similarity_matrix([make_layer(m, windows) for m in (first, second, first)])
-    torch.testing.assert_close(matrix, matrix.T)
-    torch.testing.assert_close(matrix[0, 1], torch.cat(cosines).mean())
-    torch.testing.assert_close(matrix.diagonal(), torch.ones(3))
-    torch.testing.assert_close(matrix[0, 2], torch.tensor(1.0))
+    expected = torch.tensor([[1, mean, 1], [mean, 1, mean], [1, mean, 1]])
+    torch.testing.assert_close(matrix, expected)
 
 
 def test_layers_of_different_shapes_are_not_compared():
@@ -54,15 +53,6 @@ def test_terms_are_those_of_the_loss(windows):
         for head in pairs
     ]
     torch.testing.assert_close(symmetry, torch.stack(by_hand).mean())
-
-
-def test_each_term_is_zero_where_its_property_holds_and_only_there():
-    distance = (torch.arange(9)[:, None] - torch.arange(9)).abs()
-    peaked = -torch.minimum(distance, 9 - distance).float().expand(1, 1, 9, 9)
-    one = Windows(3, 1, 3, 3)
-    assert max(diagonality_terms(make_layer(peaked, one))) < 1e-6
-    shifted = diagonality_terms(make_layer(peaked.flip(-1), one))  # symmetric, peaks elsewhere
-    assert shifted[1] < 1e-6 < 0.01 < shifted[0]
 
 
 def test_distance_from_the_identity():

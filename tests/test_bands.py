@@ -2,18 +2,17 @@
 
 import pytest
 import torch
-from small_models import ARCH, SIZES, make_model
+from small_models import SIZES, make_model
 
-from mmlavit.models import LaViT
 from mmlavit.models.layers import ConvFFN
 from mmlavit.ops import bands
 
 # from a band a row to all images in one
-BYTES = pytest.mark.parametrize('band_bytes', [1, 2**11, 2**14, 2**30])
+BYTES = pytest.mark.parametrize('band_bytes', [1, 2**13, 2**30])
 
 
 @BYTES
-@pytest.mark.parametrize('height', [1, 2, 3, 7])
+@pytest.mark.parametrize('height', [1, 2, 7])
 def test_feed_forward_in_bands(height, band_bytes, monkeypatch):
     """Bands meet at rows that the convolution straddles; with gradients there is one band."""
     monkeypatch.setattr(bands, 'BAND_BYTES', band_bytes)
@@ -42,24 +41,3 @@ def test_a_backbone_predicts_what_it_computes_in_training(size, band_bytes, monk
         with mode():
             for got, wanted in zip(model(images), expected, strict=True):
                 torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_bands_under_autocast(dtype, monkeypatch):
-    """A band is rounded as the map is."""
-    monkeypatch.setattr(bands, 'BAND_BYTES', 2**12)
-    model, images = make_model(), torch.randn(SIZES[1])
-    with torch.autocast('cpu', dtype):
-        expected = model(images)
-        with torch.no_grad():
-            found = model(images)
-    for got, wanted in zip(found, expected, strict=True):
-        assert got.dtype == wanted.dtype
-        assert (got - wanted).float().norm() < 1e-2 * wanted.float().norm()
-
-
-def test_a_model_in_training_without_gradients_still_drops_paths():
-    """Whether gradients are recorded says nothing of stochastic depth."""
-    model, images = LaViT(ARCH, drop_path_rate=0.9).train(), torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        assert not torch.equal(model(images)[-1], model(images)[-1])

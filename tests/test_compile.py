@@ -33,7 +33,6 @@ def compare(compiled: torch.nn.Module, model: torch.nn.Module, images: torch.Ten
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('size', SIZES, ids=str)
 def test_training_step_is_the_same(size: tuple[int, ...]) -> None:
     """Outputs and every gradient, from one graph without a break."""
@@ -47,32 +46,23 @@ def test_one_graph_serves_all_sizes() -> None:
     """Whether windows and patches fill the map or not."""
     # even windows are one class in a residual, whose graph is built in half the time
     model = make_model(window_size=2, out_indices=(0, 1))
-    compiled = torch.compile(model, backend='aot_eager', dynamic=True, fullgraph=True)
+    compiled = torch.compile(model, backend='eager', dynamic=True, fullgraph=True)
     for size in MORE_SIZES:
         compare(compiled, model, torch.randn(size))
     assert counters['stats']['unique_graphs'] == 1
 
 
-@pytest.mark.slow
-def test_changing_sizes_are_compiled_once_each() -> None:
-    """A size that comes back finds its graph."""
+def test_graphs_are_kept_by_size_and_by_backend() -> None:
+    """A size that comes back finds its graph; a backend that is asked for later is not ignored."""
     model = make_model(out_indices=(0,))
-    compiled = torch.compile(model, backend='aot_eager', dynamic=False, fullgraph=True)
+    compiled = torch.compile(model, backend='eager', dynamic=False, fullgraph=True)
     with torch.no_grad():
         for size in [*SIZES, *SIZES]:
             compare(compiled, model, torch.randn(size))
-    assert counters['stats']['unique_graphs'] == len(SIZES)
-
-
-def test_a_backend_that_is_asked_for_later_is_not_ignored() -> None:
-    """A graph holds for the choice that it was made with."""
-    model = make_model(out_indices=(0,))
-    compiled = torch.compile(model, backend='eager', dynamic=False)
-    images = torch.randn(SIZES[1])
-    compare(compiled, model, images)
-    with ops.use('triton'), pytest.raises(RuntimeError, match="asked for by use\\('triton'\\)"):
-        compiled(images)
-    compare(compiled, model, images)
+        assert counters['stats']['unique_graphs'] == len(SIZES)
+        with ops.use('triton'), pytest.raises(Exception, match="asked for by use\\('triton'\\)"):
+            compiled(torch.randn(size))
+        compare(compiled, model, torch.randn(size))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Data that does not fit the model or its own files stops a run, and all else passes."""
 
 import json
+import pickle
 import shutil
 
 import cv2
@@ -10,17 +11,19 @@ import torch
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from mmlavit.checks.datasets import check_heads, check_samples, class_heads
-from mmlavit.checks.masks import check_masks
-from mmlavit.checks.pipeline import SampleError, name_files
-from mmlavit.engine import (
-    DatasetCheckHook,
-    PortableRunner,
-    add_dataset_check,
+from mmlavit.checks.datasets import (
+    base_datasets,
+    class_heads,
+    wrong_categories,
+    wrong_heads,
+    wrong_instances,
 )
+from mmlavit.checks.masks import wrong_masks
+from mmlavit.datasets.guarded import GuardedDataset, SampleError
+from mmlavit.engine import DatasetCheckHook, PortableRunner
 from mmlavit.errors import UserError
 
 CLS = 'shapes/lavit-nano_shapes-cls'
@@ -30,13 +33,9 @@ HEADS = {
     CLS: ['head'],
     DET: ['roi_head.bbox_head', 'roi_head.mask_head'],
     'shapes/retinanet_lavit-nano_shapes': ['bbox_head'],
-    'detection/cascade-mask-rcnn_lavit-small_fpn_ms-3x_coco': [
-        *(f'roi_head.bbox_head.{i}' for i in range(3)),
-        *(f'roi_head.mask_head.{i}' for i in range(3)),
-    ],
     SEG: ['decode_head', 'auxiliary_head'],
-    'shapes/semantic-fpn_lavit-nano_shapes': ['decode_head'],
 }
+FILE = 'coco/annotations/instances_{}2017.json'
 
 
 @pytest.fixture
@@ -58,13 +57,19 @@ def load(name, data):
         loader.dataset.data_root = str(data / layout[cfg.default_scope])
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         if 'ann_file' in evaluator:
-            evaluator.ann_file = str(data / 'coco/annotations/instances_val2017.json')
+            evaluator.ann_file = str(data / FILE.format('val'))
     cfg.model.backbone.init_cfg = None
     return cfg
 
 
 def dataset(cfg, **changes):
     return DATASETS.build({**cfg.train_dataloader.dataset, **changes})
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize('name', [CLS, DET, SEG])
@@ -79,30 +84,23 @@ def test_fitting_data_passes(name, data):
 @pytest.mark.parametrize('name', HEADS)
 def test_every_head_is_compared(name, data):
     """One class more in any single head stops the run with the head's name and both numbers."""
-    cfg = load(name, data)
-    cfg.model.backbone.arch = 'nano'
-    if 'cascade' in name:
-        cfg.model.neck.in_channels = [32, 64, 128, 256]
-        for head in cfg.model.roi_head.bbox_head:
-            head.fc_out_channels = 8
-    model = MODELS.build(cfg.model)
+    model = MODELS.build(load(name, data).model)
     heads = class_heads(model)
     assert list(heads) == HEADS[name]
     data_set = nn.Module()  # a dataset of another make that has classes
     data_set.metainfo = dict(classes=[str(i) for i in range(heads[HEADS[name][0]].num_classes)])
-    check_heads(model, data_set)
+    assert not list(wrong_heads(model, data_set))
     for path, head in heads.items():
         head.num_classes += 1
-        expected = f'model.{path}.num_classes is {head.num_classes}, but Module has '
-        with pytest.raises(UserError, match=f'{expected}{head.num_classes - 1} classes: 0, 1, 2'):
-            check_heads(model, data_set)
+        (problem,) = wrong_heads(model, data_set)
+        assert problem.startswith(f'model.{path}.num_classes is {head.num_classes}, but Module has')
         head.num_classes -= 1
     data_set.metainfo = {}
-    check_heads(model, data_set)
+    assert not list(wrong_heads(model, data_set))
 
 
 def test_heads_that_tell_no_classes_apart_are_left_alone():
-    """Class-agnostic masks, boundaries and region proposals have a number of their own."""
+    """Class-agnostic masks, boundaries, region proposals and stuff have numbers of their own."""
     model = nn.Module()
     for name, attribute in (
         ('mask_head', dict(class_agnostic=True)),
@@ -116,21 +114,15 @@ def test_heads_that_tell_no_classes_apart_are_left_alone():
             setattr(head, key, value)
         setattr(model, name, head)
     assert list(class_heads(model)) == ['bbox_head']
+    panoptic = nn.Module()
+    panoptic.metainfo = dict(classes=('a', 'sky'), thing_classes=('a',))
+    assert not list(wrong_heads(model, panoptic))
     model.language_model = nn.Identity()
     assert not class_heads(model)
 
 
-def test_panoptic_data_is_compared_by_its_things(data):
-    """Box and mask heads do not see stuff."""
-    model = MODELS.build(load(DET, data).model)
-    panoptic = nn.Module()
-    panoptic.metainfo = dict(classes=('a', 'b', 'c', 'sky'), thing_classes=('a', 'b', 'c'))
-    check_heads(model, panoptic)
-
-
 WRAPPERS = {
     'none': lambda inner: inner,
-    'repeat': lambda inner: dict(type='RepeatDataset', times=2, dataset=inner),
     'balanced in concat': lambda inner: dict(
         type='ConcatDataset',
         datasets=[dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=inner)],
@@ -144,13 +136,9 @@ WRAPPERS = {
     [
         (
             ('circle', 'star', 'square', 'moon'),
-            r'2 of its 4 classes are no category .*: star, moon; '
-            r'the file has circle, square, triangle\.',
+            r'2 of its 4 classes are no category .*: star, moon; the file has circle, square, tri',
         ),
-        (
-            ('square', 'circle'),
-            'order of the annotation file, circle, square, and .* square, circle',
-        ),
+        (('square', 'circle'), r'Reorder the categories of \S*_train2017.json to square, circle$'),
         ('circle', r"metainfo has classes='circle', .* write \('circle',\) with the comma"),
         (('square', 'triangle'), None),
     ],
@@ -158,83 +146,55 @@ WRAPPERS = {
 def test_classes_of_a_coco_dataset_are_those_of_its_file(wrap, classes, message, data):
     """Missing and misplaced classes are found inside wrappers; a subset is a choice."""
     inner = {**load(DET, data).train_dataloader.dataset, 'metainfo': dict(classes=classes)}
-    wrapped = DATASETS.build(WRAPPERS[wrap](inner))
+    wrapped = GuardedDataset(DATASETS.build(WRAPPERS[wrap](inner)))
+    problems = [problem for base in base_datasets(wrapped) for problem in wrong_categories(base)]
     if message is None:
-        check_samples(wrapped)
-        return
-    with pytest.raises(UserError, match=message) as error:
-        check_samples(wrapped)
-    assert str(error.value).startswith(f'CocoDataset ({data}/coco/annotations/instances_train')
+        assert not problems
+    else:
+        (problem,) = problems
+        assert pytest.raises(UserError, match=message).matches(UserError(problem))
 
 
-def test_classes_of_coco_missing_from_a_file_are_found(data):
-    """Who forgets metainfo has COCO's 80 classes, none of which the file has."""
-    inner = load(DET, data).train_dataloader.dataset
-    inner.pop('metainfo')
-    message = '80 of its 80 classes are no category .*: person, .* and 70 more; the file has circle'
-    with pytest.raises(UserError, match=message):
-        PortableRunner.build_dataloader(dict(load(DET, data).train_dataloader, dataset=inner))
-
-
-@pytest.mark.parametrize('wrap', WRAPPERS)
-def test_dataset_without_samples_is_explained(wrap, data):
-    """mmengine fails to concatenate nothing; the message names the file and the filter instead."""
+@pytest.mark.parametrize('follow', [False, True])
+def test_a_label_means_the_same_class_in_every_split(follow, data):
+    """Files in different orders stop the run, also where each split's classes follow its file."""
     cfg = load(DET, data)
-    inner = {**cfg.train_dataloader.dataset, 'filter_cfg': dict(min_size=1000)}
-    loader = dict(cfg.train_dataloader, dataset=WRAPPERS[wrap](inner))
-    with pytest.raises(UserError) as error:
-        PortableRunner.build_dataloader(loader)
-    file = data / 'coco/annotations/instances_train2017.json'
-    assert str(error.value) == (
-        f"CocoDataset ({file}) has no samples with filter_cfg={{'min_size': 1000}}"
-    )
+    edit(data / FILE.format('val'), lambda content: content['categories'].reverse())
+    if follow:
+        classes = ('triangle', 'square', 'circle')
+        for split in ('val', 'test'):
+            cfg[f'{split}_dataloader'].dataset.metainfo = dict(classes=classes)
+    hook = DatasetCheckHook()
+    match = 'one label would mean two' if follow else 'Reorder the categories of .*val2017.json to'
+    with pytest.raises(UserError, match=f'{match}.*'):
+        hook.before_train(PortableRunner.from_cfg(cfg))
+    learned = dict(meta=dict(dataset_meta=dict(classes=('circle', 'square', 'triangle'))))
+    runner = PortableRunner.from_cfg(cfg)
+    hook.after_load_checkpoint(runner, learned)
+    with pytest.raises(UserError, match=match):
+        hook.before_test(runner)
 
 
-def test_infinite_sampler_without_samples_does_not_hang(data):
-    """The run stops while the data is loaded, before workers look for an index."""
+def test_boxes_that_are_all_dropped_stop_training(data):
+    """Such as boxes from 0 to 1, which mmdet takes for less than a pixel."""
+
+    def normalise(content):
+        for annotation in content['annotations']:
+            annotation['bbox'] = [value / 160 for value in annotation['bbox']]
+
+    edit(data / FILE.format('train'), normalise)
+    (problem,) = wrong_instances(dataset(load(DET, data), filter_cfg=None))
+    assert 'no image has an annotation that counts' in problem
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_dataset_without_samples_is_explained(workers, data):
+    """The run stops while the data is loaded, before the infinite sampler looks for an index."""
     cfg = load(SEG, data)
-    cfg.train_dataloader.update(num_workers=1)
-    cfg.train_dataloader.dataset.update(img_suffix='.jpeg', serialize_data=False)
-    with pytest.raises(UserError, match=r"training\) has no samples with img_suffix='.jpeg'"):
+    cfg.train_dataloader.update(num_workers=workers)
+    cfg.train_dataloader.dataset.update(img_suffix='.jpeg', serialize_data=bool(workers))
+    with pytest.raises(UserError, match=r"has no samples with .*img_suffix='.jpeg'"):
         _ = PortableRunner.from_cfg(cfg).train_loop.dataloader
-
-
-def test_other_errors_of_a_dataset_stay_as_they_are(data):
-    """A dataset that fails for a reason of its own is not explained away."""
-    cfg = load(SEG, data)
-    cfg.train_dataloader.dataset.metainfo = dict(classes=('a', 'b'), palette=[[0, 0, 0]])
-    with pytest.raises(ValueError, match='palette does not match classes'):
-        PortableRunner.build_dataloader(cfg.train_dataloader)
-
-
-@DATASETS.register_module()
-class Refusing(torch.utils.data.Dataset):
-    """A dataset of another make, which has its own reason to refuse a value."""
-
-    def __init__(self, path):
-        raise ValueError(f'path={path}: expected another')
-
-
-def test_error_of_a_dataset_of_another_make_is_its_own():
-    """Only mmengine's datasets take the argument with which an empty one is looked at."""
-    loader = dict(
-        batch_size=1,
-        num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        dataset=dict(type='RepeatDataset', times=2, dataset=dict(type='Refusing', path='a')),
-    )
-    with pytest.raises(ValueError, match='path=a: expected another'):
-        PortableRunner.build_dataloader(loader)
-
-
-def test_empty_part_of_concatenated_data_is_found(data):
-    """A part without samples hides among others."""
-    inner = load(DET, data).train_dataloader.dataset
-    empty = {**inner, 'filter_cfg': dict(min_size=1000), 'serialize_data': False}
-    both = DATASETS.build(dict(type='ConcatDataset', datasets=[inner, empty]))
-    assert len(both)
-    with pytest.raises(UserError, match='has no samples'):
-        check_samples(both)
 
 
 def spoil(data, value, dtype=np.uint8):
@@ -246,158 +206,141 @@ def spoil(data, value, dtype=np.uint8):
     return path
 
 
-PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+PIPELINE = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
 
 
 @pytest.mark.parametrize(
     ('value', 'dtype', 'changes', 'expected'),
     [
-        (3, np.uint8, {}, None),
         (255, np.uint8, {}, None),
-        (4, np.uint8, {}, r'the values 4, expected 0 to 3 for the 4 classes \(background, '),
+        (4, np.uint8, {}, 'the values 4, expected 0 to 3 for the 4 classes (background, '),
         (256, np.uint16, {}, 'the values 256, expected 0 to 3'),
         (4, np.uint8, dict(reduce_zero_label=True), None),
-        (255, np.uint8, dict(reduce_zero_label=True), None),
-        (
-            5,
-            np.uint8,
-            dict(reduce_zero_label=True),
-            'the values 5, expected 1 to 4 .* ignored: 255 and 0, since reduce_zero_label is True',
-        ),
+        (5, np.uint8, dict(reduce_zero_label=True), 'the values 5, expected 1 to 4 '),
+        (9, np.uint8, dict(ignore_index=9), None),
+        (255, np.uint8, dict(ignore_index=9), 'what is ignored: 9'),
         # the classes of ADE20K less one: masks hold all 150 and 0
         (150, np.uint8, dict(type='ADE20KDataset', subset=True), None),
-        (
-            151,
-            np.uint8,
-            dict(type='ADE20KDataset', subset=True),
-            'the values 151, expected 1 to 150',
-        ),
+        (151, np.uint8, dict(type='ADE20KDataset', subset=True), 'the values 151, expected 1 to'),
     ],
 )
 def test_mask_values_are_classes(value, dtype, changes, expected, data):
-    """Whatever a pixel becomes must be a class or ignored; the file with another one is named."""
-    cfg = load(SEG, data)
+    """Whatever a pixel becomes must be a class or ignored: read from files, and when loaded."""
     path = spoil(data, value, dtype)
     changes = {'pipeline': PIPELINE, **changes}
     if changes.pop('subset', None):
         classes = DATASETS.get('mmseg.ADE20KDataset').METAINFO['classes'][1:]
         changes.update(metainfo=dict(classes=classes), reduce_zero_label=True)
-    data_set = dataset(cfg, **changes)
+    data_set = dataset(load(SEG, data), **changes)
+    guarded = GuardedDataset(data_set)
     if expected is None:
-        check_masks(data_set, {255}, 50)
-        name_files(data_set, {255})
-        assert len([data_set[i] for i in range(len(data_set))]) == 4
+        assert not list(wrong_masks(data_set, 50, training=False))
+        assert len([guarded[i] for i in range(len(guarded))]) == 4
         return
-    with pytest.raises(UserError, match=expected) as error:
-        check_masks(data_set, {255}, 50)
-    assert str(error.value).startswith(f'{path}: ')
-    if dtype is np.uint8:
-        # the run names it as well, among the masks that it loads
-        name_files(data_set, {255})
-        with pytest.raises(SampleError) as again:
-            _ = [data_set[i] for i in range(len(data_set))]
-        assert str(again.value) == str(error.value)
+    (problem,) = wrong_masks(data_set, 50, training=False)
+    assert problem.startswith(f'{path}: the mask has ') and expected in problem
+    if dtype is np.uint8 and value != 151:
+        with pytest.raises(SampleError, match=f'{path}: the mask gives the labels '):
+            _ = [guarded[i] for i in range(len(guarded))]
     # the last of four masks is among any two, and none of none
-    check_masks(data_set, {255}, 0)
-    with pytest.raises(UserError):
-        check_masks(data_set, {255}, 2)
+    assert not list(wrong_masks(data_set, 0, training=False))
+    assert list(wrong_masks(data_set, 2, training=False))
 
 
-@pytest.mark.parametrize(('num_masks', 'stops'), [(1, True), (0, False)])
-def test_mask_that_the_check_did_not_read_stops_the_run(num_masks, stops, data):
-    """One bad mask among many is named when a worker loads it; 0 leaves all values alone."""
+def test_heads_ignore_what_the_dataset_ignores(data):
+    """A head with another ignore_index would take ignored pixels for a class."""
     cfg = load(SEG, data)
-    path = spoil(data, 4)
-    cfg.train_dataloader.update(batch_size=4, num_workers=1)
-    runner = PortableRunner.from_cfg(cfg)
-    DatasetCheckHook(num_masks=num_masks).before_train(runner)
-    # drawn without end, four different ones at a time
-    batches = iter(runner.train_dataloader)
-    if not stops:
-        assert any(4 in sample.gt_sem_seg.data for sample in next(batches)['data_samples'])
-        return
-    with pytest.raises(SampleError, match=f'{path}: the mask has the values 4, expected 0 to 3'):
-        next(batches)
-
-
-def test_palette_of_a_mask_holds_classes(data):
-    """A mask with a palette is read as its indices, as mmseg does."""
-    for path in (data / 'ade20k/annotations/training').iterdir():
-        mask = Image.open(path).convert('P')
-        mask.putpalette([200, 150, 100] * 256)
-        mask.save(path)
-        assert Image.open(path).mode == 'P'
-    data_set = dataset(load(SEG, data))
-    check_masks(data_set, {255}, 50)
-    assert data_set[0]['data_samples'].gt_sem_seg.data.max() <= 3
-
-
-def test_what_the_heads_ignore_is_no_mistake(data):
-    """ignore_index belongs to the heads: 255 is an error where they ignore something else."""
-    cfg = load(SEG, data)
-    spoil(data, 255)
-    DatasetCheckHook().before_train(PortableRunner.from_cfg(cfg))
-    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
-        head.ignore_index = 9
-    with pytest.raises(UserError, match='the values 255, .* ignored: 9'):
+    cfg.model.decode_head.ignore_index = 9
+    with pytest.raises(UserError, match='decode_head.ignore_index is 9, .* ignore_index=255'):
         DatasetCheckHook().before_train(PortableRunner.from_cfg(cfg))
 
 
-@pytest.mark.parametrize('when', ['before_train', 'before_test'])
-def test_data_to_validate_and_to_test_on_is_checked(when, data):
-    """Training looks at the validation data too."""
-    cfg = load(DET, data)
-    file = data / 'coco/annotations/instances_val2017.json'
-    annotations = json.loads(file.read_text())
-    annotations['categories'][0]['name'] = 'disc'
-    file.write_text(json.dumps(annotations))
-    with pytest.raises(UserError, match='instances_val2017.json.*: circle; the file has disc'):
-        getattr(DatasetCheckHook(), when)(PortableRunner.from_cfg(cfg))
+@pytest.mark.parametrize('others', [0, 1])
+def test_masks_of_0_and_255_stop_training(others, data):
+    """A single class teaches nothing; another one in a mask that was not sampled is enough."""
+    paths = sorted((data / 'ade20k/annotations/training').iterdir())
+    for path in paths:
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        mask = (mask > 0) * 255
+        mask[0, 0] = others * (path == paths[1])
+        cv2.imwrite(str(path), mask.astype(np.uint8))
+    data_set = dataset(load(SEG, data))
+    assert not list(wrong_masks(data_set, 2, training=False))
+    problems = list(wrong_masks(data_set, 2, training=True))
+    assert len(problems) == 1 - others
+    assert all('hold background of the 4 classes' in p and '255' in p for p in problems)
 
 
-def test_classes_of_folders_are_compared(data):
-    """A class without a folder would shift the labels behind it."""
-    shutil.rmtree(data / 'classification/val/square')
-    runner = PortableRunner.from_cfg(load(CLS, data))
-    message = 'model.head.num_classes is 3, but CustomDataset .* has 2 classes: circle, triangle'
-    with pytest.raises(UserError, match=message):
-        DatasetCheckHook().before_train(runner)
+def test_guard_is_the_dataset_inside(data):
+    """Attributes are read and written through it, and workers get it whole."""
+    inner = dataset(load(SEG, data), pipeline=PIPELINE)
+    guarded = GuardedDataset(inner)
+    guarded.test_mode = True
+    assert inner.test_mode and guarded.metainfo == inner.metainfo and len(guarded) == len(inner)
+    copied = pickle.loads(pickle.dumps(guarded))
+    assert type(copied) is GuardedDataset and type(copied.dataset) is type(inner)
+    assert torch.equal(copied[0]['inputs'], inner[0]['inputs'])
+    with pytest.raises(AttributeError):
+        _ = guarded.nothing_of_the_kind
 
 
-def test_what_mmpretrain_says_of_folders_itself(data):
-    """The page leaves these to CustomDataset: nothing at all, and classes without a folder."""
-    cfg = load(CLS, data)
-    folder = data / 'classification/train/square'
-    for image in folder.iterdir():
-        image.unlink()
-    assert len(dataset(cfg)) == 4
-    with pytest.raises(AssertionError, match=r'number of subfolders \(3\)'):
-        dataset(cfg, metainfo=dict(classes=('circle', 'square')))
-    (data / 'none/a').mkdir(parents=True)
-    with pytest.raises(RuntimeError, match='Found 0 files'):
-        dataset(cfg, data_root=str(data / 'none'), data_prefix='')
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_guard_names_the_file(num_workers, data):
+    """Also from a worker, whose error arrives as a text, and where another index was asked for."""
+    inner = dataset(load(SEG, data), pipeline=PIPELINE)
+    path = data / 'ade20k/images/training/ADE_train_00000003.png'
+    path.unlink()
+    twice = GuardedDataset(torch.utils.data.ConcatDataset([inner, inner]))
+    loader = DataLoader(twice, batch_size=None, num_workers=num_workers)
+    with pytest.raises(SampleError) as error:
+        list(loader)
+    assert str(error.value) == f'{path}: no such file'
 
 
-def test_a_configured_hook_is_kept(data):
-    """The tools add the hook once, and num_masks=0 leaves masks of another kind alone."""
+def test_error_of_a_transform_is_no_fault_of_the_file(data):
+    """Where the files are in order, the error keeps its type and its traceback."""
+    crop = dict(type='RandomCrop', crop_size=(8, 8), cat_max_ratio='half')
+    guarded = GuardedDataset(dataset(load(SEG, data), pipeline=[*PIPELINE[:2], crop]))
+    with pytest.raises(TypeError):
+        _ = guarded[0]
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'train_dataloader.batch_size': 1}, r'decode_head.psp_modules.0.1.bn .*batch_size to 2'),
+        (
+            {
+                'model.decode_head.loss_decode.loss_weight': 0.0,
+                'model.auxiliary_head.loss_decode.loss_weight': 0.0,
+            },
+            'all gradients of the first step are 0',
+        ),
+        ({}, None),
+    ],
+)
+def test_first_step_must_teach(options, message, data):
+    """A norm over one value, and losses without gradients, stop the run with their reason."""
     cfg = load(SEG, data)
-    spoil(data, 4)
-    cfg.custom_hooks = [dict(type='mmlavit.DatasetCheckHook', num_masks=0)]
+    cfg.train_dataloader.batch_size = 2
+    cfg.train_cfg.update(max_iters=1, val_interval=2)
+    cfg.merge_from_dict(options)
+    cfg.custom_hooks = []
     runner = PortableRunner.from_cfg(cfg)
-    add_dataset_check(runner)
-    (hook,) = (hook for hook in runner.hooks if isinstance(hook, DatasetCheckHook))
-    hook.before_train(runner)
-    cfg.pop('custom_hooks')
-    runner = PortableRunner.from_cfg(cfg)
-    add_dataset_check(runner)
-    with pytest.raises(UserError, match='the values 4'):
-        runner.call_hook('before_train')
+    if message is None:
+        runner.train()
+    else:
+        with pytest.raises(UserError, match=message):
+            runner.train()
 
 
 def test_data_of_another_make_is_left_alone():
     """A dataset that nothing is known of has nothing to be compared."""
-    other = torch.utils.data.TensorDataset(torch.zeros(3, 1))
-    check_samples(other)
-    check_heads(nn.Module(), other)
-    check_masks(other, {255}, 50)
-    check_samples(None)
+    other = TensorDataset(torch.zeros(3, 1))
+    assert list(base_datasets(GuardedDataset(other))) == [other] and GuardedDataset(other)[0]
+    found = [*wrong_categories(other), *wrong_heads(nn.Module(), other), *wrong_instances(other)]
+    assert not found and not list(wrong_masks(other, 50, training=True))

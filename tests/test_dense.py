@@ -9,6 +9,7 @@ from conftest import ROOT
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from small_configs import load
 
 from mmlavit.cli.launch import build_runner
 from mmlavit.errors import UserError
@@ -16,30 +17,10 @@ from mmlavit.models import LaViT
 from mmlavit.models.layers import resize_transform
 
 CONFIGS = {
-    'mmdet': ROOT / 'configs/shapes/mask-rcnn_lavit-nano_shapes.py',
-    'mmseg': ROOT / 'configs/shapes/upernet_lavit-nano_shapes.py',
+    'mmdet': 'configs/shapes/mask-rcnn_lavit-nano_shapes.py',
+    'mmseg': 'configs/shapes/upernet_lavit-nano_shapes.py',
 }
 dense = pytest.mark.parametrize('toolbox', CONFIGS)
-
-
-def load(toolbox, shapes, tmp_path):
-    cfg = Config.fromfile(CONFIGS[toolbox])
-    cfg.work_dir = str(tmp_path / 'work')
-    cfg.launcher = 'none'
-    cfg.model.backbone.init_cfg = None
-    layout = {'mmdet': 'coco', 'mmseg': 'ade20k'}[toolbox]
-    for name in ('train', 'val', 'test'):
-        loader = cfg[f'{name}_dataloader']
-        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
-        loader.dataset.update(data_root=str(shapes / layout), indices=2)
-    if toolbox == 'mmdet':
-        annotations = str(shapes / 'coco/annotations/instances_val2017.json')
-        cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = annotations
-        cfg.train_cfg.update(max_epochs=1, val_interval=1)
-    else:
-        cfg.train_cfg.update(max_iters=1, val_interval=1)
-        cfg.default_hooks.checkpoint.interval = 1
-    return cfg
 
 
 @pytest.fixture(scope='module')
@@ -55,13 +36,12 @@ def classifier(tmp_path_factory):
     return path, backbone.state_dict()
 
 
-@dense
-@pytest.mark.parametrize('window_size', [7, 5])
+@pytest.mark.parametrize(('toolbox', 'window_size'), [('mmdet', 5), ('mmseg', 7)])
 def test_the_running_model_starts_from_the_checkpoint(
     toolbox, window_size, classifier, shapes, tmp_path
 ):
     path, state = classifier
-    cfg = load(toolbox, shapes, tmp_path)
+    cfg = load(CONFIGS[toolbox], shapes, tmp_path)
     cfg.model.backbone.update(
         window_size=window_size,
         init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix='backbone.'),
@@ -77,17 +57,13 @@ def test_the_running_model_starts_from_the_checkpoint(
 
 
 @dense
-def test_a_checkpoint_that_does_not_fit_stops_before_the_data_is_read(
-    toolbox, classifier, shapes, tmp_path
-):
-    path, _ = classifier
-    cfg = load(toolbox, shapes, tmp_path)
-    cfg.model.backbone.update(
-        arch=dict(channels=(32, 64, 128, 256), depths=(1, 2, 3, 1), va_layers=(1, 1, 1, 1),
-                  head_width=32),
-        init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix='backbone.'),
-    )  # fmt: skip
-    cfg.train_dataloader.dataset.update(data_root='nowhere', ann_file='nothing.json')
+def test_a_checkpoint_that_does_not_fit_stops_the_run(toolbox, classifier, shapes, tmp_path):
+    cfg = load(CONFIGS[toolbox], shapes, tmp_path)
+    deeper = dict(
+        channels=(32, 64, 128, 256), depths=(1, 2, 3, 1), va_layers=(1, 1, 1, 1), head_width=32
+    )
+    pretrained = dict(type='Pretrained', checkpoint=str(classifier[0]), prefix='backbone.')
+    cfg.model.backbone.update(arch=deeper, init_cfg=pretrained)
     with pytest.raises(UserError, match=r'missing from the file: .*stages\.2\.blocks\.2'):
         build_runner(cfg).train()
 
@@ -97,7 +73,7 @@ def test_a_checkpoint_that_does_not_fit_stops_before_the_data_is_read(
     'options', [{'frozen_stages': 2, 'with_cp': True}, {'out_indices': (1, 2, 3)}], ids=str
 )
 def test_options_train_with_the_diagonality_loss(toolbox, options, shapes, tmp_path):
-    cfg = load(toolbox, shapes, tmp_path)
+    cfg = load(CONFIGS[toolbox], shapes, tmp_path)
     cfg.model.backbone.update(options)
     if 'out_indices' in options:
         channels = [64, 128, 256]
@@ -115,29 +91,24 @@ def test_options_train_with_the_diagonality_loss(toolbox, options, shapes, tmp_p
     runner.train()
     assert math.isfinite(runner.message_hub.get_scalar('train/loss').current())
     assert runner.message_hub.get_scalar('train/loss_dp').current() > 0
-    for name, value in runner.model.backbone.state_dict().items():
-        if name.startswith(('stages.0.', 'stages.1.')) and 'frozen_stages' in options:
-            assert torch.equal(value, before[name]), name
-    assert not torch.equal(
-        runner.model.backbone.stages[2].embed.proj.weight, before['stages.2.embed.proj.weight']
-    )
-
-
-def build(toolbox):
-    cfg = Config.fromfile(CONFIGS[toolbox])
-    cfg.model.backbone.init_cfg = None
-    with DefaultScope.overwrite_default_scope(toolbox):
-        return MODELS.build(cfg.model)
+    after = runner.model.backbone.state_dict()
+    if 'frozen_stages' in options:
+        for name in (n for n in after if n.startswith(('stages.0.', 'stages.1.'))):
+            assert torch.equal(after[name], before[name]), name
+    name = 'stages.2.embed.proj.weight'
+    assert not torch.equal(after[name], before[name])
 
 
 def test_roi_align_reads_real_fpn_outputs_as_torchvision_does():
     """mmcv's RoIAlign reads raw memory: maps that are not contiguous NCHW come out as garbage."""
-    model = build('mmdet').eval()
+    cfg = Config.fromfile(ROOT / CONFIGS['mmdet'])
+    cfg.model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model).eval()
     with torch.no_grad():
         levels = model.neck(model.backbone(torch.randn(2, 3, 96, 160)))
-    extractor = model.roi_head.bbox_roi_extractor
     boxes = torch.tensor([[0, 3.0, 5, 60, 70], [1, 20, 10, 150, 90]])
-    for level, layer in zip(levels, extractor.roi_layers, strict=False):
+    for level, layer in zip(levels, model.roi_head.bbox_roi_extractor.roi_layers, strict=False):
         expected = torchvision.ops.roi_align(
             level.contiguous(), boxes, (7, 7), layer.spatial_scale, layer.sampling_ratio,
             aligned=layer.aligned,
@@ -163,9 +134,10 @@ def test_another_detector_uses_every_parameter(tmp_path):
 
 
 @dense
-@pytest.mark.parametrize('size', [(333, 1333), (75, 50), (33, 400)])
+@pytest.mark.parametrize('size', [(33, 401), (75, 50)])
 def test_odd_and_very_wide_images_train_and_test(toolbox, size, shapes, tmp_path):
-    cfg = load(toolbox, shapes, tmp_path)
+    """Also where SyncBN is asked for, which no CPU has."""
+    cfg = load(CONFIGS[toolbox], shapes, tmp_path)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.batch_size = 1
         loader.dataset.indices = 1
@@ -179,22 +151,11 @@ def test_odd_and_very_wide_images_train_and_test(toolbox, size, shapes, tmp_path
         cfg.model.data_preprocessor.test_cfg = dict(size_divisor=1)
         # batch statistics of one image: the coarsest pooling leaves a single value a channel
         cfg.model.decode_head.norm_cfg = dict(type='GN', num_groups=8)
+        cfg.model.auxiliary_head.norm_cfg = dict(type='SyncBN')
+    else:
+        cfg.model.neck.norm_cfg = dict(type='SyncBN')
     runner = build_runner(cfg)
     runner.train()
     assert math.isfinite(runner.message_hub.get_scalar('train/loss').current())
-
-
-@dense
-def test_sync_bn_is_converted_outside_a_process_group(toolbox, shapes, tmp_path):
-    cfg = load(toolbox, shapes, tmp_path)
-    norm_cfg = dict(type='SyncBN', requires_grad=True)
-    if toolbox == 'mmdet':
-        cfg.model.neck.norm_cfg = norm_cfg
-    else:
-        cfg.model.decode_head.norm_cfg = norm_cfg
-        cfg.model.auxiliary_head.norm_cfg = norm_cfg
-    runner = build_runner(cfg)
-    runner.train()
-    assert not [m for m in runner.model.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
-    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
-    assert 'all SyncBatchNorm (SyncBN) layers in the model will be automatically reverted' in log
+    norms = [type(m) for m in runner.model.modules() if 'BatchNorm' in type(m).__name__]
+    assert norms and torch.nn.SyncBatchNorm not in norms

@@ -13,19 +13,19 @@ from mmlavit.models.layers import LessAttention
 from mmlavit.ops import Windows
 
 
-def by_hand(scores, form):
+def by_hand(logits, form):
     """One map ``(N, N)``, written out from the definition."""
-    n = len(scores)
+    n = len(logits)
     if form == 'hinge':
-        scores = scores.softmax(-1)
-    symmetry = sum(abs(scores[i, j] - scores[j, i]) for i in range(n) for j in range(n)) / n**2
+        logits = logits.softmax(-1)
+    symmetry = sum(abs(logits[i, j] - logits[j, i]) for i in range(n) for j in range(n)) / n**2
     rows = []
     for i in range(n):
-        others = [scores[i, j] for j in range(n) if j != i]
+        others = [logits[i, j] for j in range(n) if j != i]
         if form == 'hinge':
-            rows.append(sum(max(0, o - scores[i, i]) for o in others) / max(len(others), 1))
+            rows.append(sum(max(0, o - logits[i, i]) for o in others) / max(len(others), 1))
         else:
-            rows.append(sum(others) - (n - 1) * scores[i, i])
+            rows.append(sum(others) - (n - 1) * logits[i, i])
     return symmetry * n / 2 + sum(rows) / n
 
 
@@ -159,6 +159,10 @@ def test_all_backbones_of_a_model_count():
     torch.testing.assert_close(both, (alone + own.mean()) / 2)
 
 
-def test_a_model_without_less_attention_is_refused():
+def test_only_the_loss_of_a_model_without_less_attention_is_refused():
+    """Training without it is a mistake; a tool that asks for no loss may use any model."""
+    model, image = make_model(less_attention=False), torch.randn(1, 3, 32, 32)
+    attach_diagonality_loss(model, DiagonalityLoss())
+    assert isinstance(model(image), torch.Tensor)
     with pytest.raises(UserError, match='TinyModel has no less-attention layer'):
-        attach_diagonality_loss(make_model(less_attention=False), DiagonalityLoss())
+        model(image, mode='loss')

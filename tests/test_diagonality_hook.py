@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, load_tool
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from mmlavit import config_path
 from mmlavit.engine import DiagonalityHook
+from mmlavit.errors import UserError
 
 TRAIN = load_tool('train')
 
@@ -75,3 +79,41 @@ def test_a_compiled_model_is_refused(
     message = fails(TRAIN, 'run.py', '--work-dir', 'run', '--no-validate')
     assert 'DiagonalityHook does not see into a compiled model' in message
     assert not list(Path('run').glob('*.pth'))
+
+
+class Trained(BaseModel):
+    """A model without a LaViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(1, 1)
+
+    def forward(self, inputs, mode='tensor'):
+        return {'loss': self.linear(inputs.float().view(-1, 1)).sum()}
+
+
+class StandIn(Trained):
+    """What tools such as mmpretrain's vis_scheduler.py run the hooks on: it computes nothing."""
+
+    def train_step(self, data, optim_wrapper):
+        return None
+
+
+@pytest.mark.parametrize('hook', ['DiagonalityHook', 'DiagonalityLossHook'])
+def test_only_training_needs_a_lavit(empty_directory: Path, hook: str) -> None:
+    """A tool's stand-in for the model passes; a model that is trained is refused."""
+    for model in (StandIn(), Trained()):
+        runner = Runner(
+            model,
+            'run',
+            DataLoader([{'inputs': 1.0}] * 3),
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            custom_hooks=[dict(type=f'mmlavit.{hook}')],
+            experiment_name=type(model).__name__,
+        )
+        if isinstance(model, StandIn):
+            runner.train()
+        else:
+            with pytest.raises(UserError, match='Trained has no'):
+                runner.train()

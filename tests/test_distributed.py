@@ -45,11 +45,6 @@ OPTIONS = {
     ],
 }
 CHECKPOINTS = {'classifier': 'epoch_1.pth', 'detector': 'epoch_1.pth', 'segmentor': 'iter_2.pth'}
-FURTHER = {
-    'classifier': 'train_cfg.max_epochs=2',
-    'detector': 'train_cfg.max_epochs=2',
-    'segmentor': 'train_cfg.max_iters=4',
-}
 
 
 def options(name: str, shapes: Path) -> list[str]:
@@ -113,9 +108,6 @@ def test_two_processes_train_validate_resume_and_test(
 
     output = launch('dist_train.sh', *argv)
     assert '2 processes work together over gloo' in output
-    # upstream's would let both write the file of metrics
-    assert 'MetricsLoggerHook' in output
-    assert ' LoggerHook' not in output
     checkpoint = Path(trained, CHECKPOINTS[name])
     for metric in METRICS[name]:
         assert output.count(f'{metric}: ') == 1
@@ -123,11 +115,13 @@ def test_two_processes_train_validate_resume_and_test(
     steps = {'classifier': 2, 'detector': 1, 'segmentor': 2}[name]
     assert torch.load(checkpoint, weights_only=False)['meta']['iter'] == steps
 
-    output = launch('dist_train.sh', *argv, FURTHER[name], '--resume')
-    assert f'iter: {steps}' in output
-    last = Path((Path(trained) / 'last_checkpoint').read_text())
-    assert last != checkpoint
-    assert torch.load(last, weights_only=False)['meta']['iter'] == 2 * steps
+    last = checkpoint
+    # epochs are resumed in test_faults_together.py
+    if name == 'segmentor':
+        output = launch('dist_train.sh', *argv, 'train_cfg.max_iters=4', '--resume')
+        assert 'iter: 2' in output
+        last = checkpoint.with_name('iter_4.pth')
+        assert torch.load(last, weights_only=False)['meta']['iter'] == 4
 
     def test(number: int, *further: str) -> tuple[str, dict[str, float]]:
         out = f'{number} {name}' + ('' if name == 'segmentor' else '.pkl')

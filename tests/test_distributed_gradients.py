@@ -1,8 +1,7 @@
 """Two processes with half a batch each compute the gradients of one process with the batch."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 from distributed_jobs import spawn
-from mmdet.models import FCOS
-from mmdet.registry import MODELS
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -30,26 +27,6 @@ def classifier(shapes: Path) -> Config:
     cfg = Config.fromfile(ROOT / 'configs/shapes/lavit-nano_shapes-cls.py')
     cfg.train_dataloader.collate_fn = dict(type='default_collate')
     cfg.train_dataloader.dataset.data_root = str(shapes / 'classification')
-    return cfg
-
-
-@MODELS.register_module()
-class DoubleFCOS(FCOS):
-    """The scales of its levels are made in single precision, whatever the default is."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.double()
-
-
-def detector(shapes: Path) -> Config:
-    """FCOS: its losses are divided by a number of boxes that the processes share."""
-    cfg = Config.fromfile(ROOT / 'configs/shapes/retinanet_lavit-nano_shapes.py')
-    cfg.train_dataloader.dataset.data_root = str(shapes / 'coco')
-    cfg.model.update(type='DoubleFCOS', train_cfg=None)
-    cfg.model.bbox_head = ConfigDict(
-        type='FCOSHead', num_classes=3, in_channels=64, feat_channels=64, stacked_convs=1
-    )
     return cfg
 
 
@@ -85,10 +62,8 @@ def prepare(
     loader.dataset.indices = IMAGES
     pipeline = loader.dataset.pipeline
     pipeline[:] = [transform for transform in pipeline if transform['type'] != 'RandomFlip']
-    if cfg.train_cfg.get('type') == 'IterBasedTrainLoop':
-        cfg.train_cfg.max_iters = STEPS * accumulate
-    else:
-        cfg.train_cfg.max_epochs = STEPS
+    length = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
+    cfg.train_cfg[length] = STEPS * (accumulate if length == 'max_iters' else 1)
     return cfg
 
 
@@ -107,43 +82,26 @@ class KeepGradients(Hook):
         runner.optim_wrapper.optimizer.register_step_pre_hook(keep)
 
 
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Build and compute in another precision."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def gradients(cfg: Config, work_dir: Path) -> list[Gradients]:
     cfg.work_dir = str(work_dir)
     # so that rounding, 1e-5 of a gradient in single precision, hides nothing
-    with default_dtype(torch.float64):
-        return _gradients(build_runner(cfg), cfg)
-
-
-def _gradients(runner: Runner, cfg: Config) -> list[Gradients]:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    model.backbone.register_forward_pre_hook(lambda _, args: (args[0].double(), *args[1:]))
-    hook = KeepGradients()
-    runner.register_hook(hook)
-    runner.train()
+    torch.set_default_dtype(torch.float64)
+    try:
+        runner, hook = build_runner(cfg), KeepGradients()
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.backbone.register_forward_pre_hook(lambda _, args: (args[0].double(), *args[1:]))
+        runner.register_hook(hook)
+        runner.train()
+    finally:
+        torch.set_default_dtype(torch.float32)
     if cfg.launcher != 'none':
         assert not runner.model.find_unused_parameters
     return hook.steps
 
 
-BUILDERS = {'classifier': classifier, 'detector': detector, 'segmentor': segmentor}
-# no accumulation for the detector: FCOS divides by the number of boxes of one forward pass
+BUILDERS = {'classifier': classifier, 'segmentor': segmentor}
 CASES: list[tuple[str, dict[str, Any]]] = [
-    ('classifier', {}),
-    ('classifier', {'with_cp': True}),
     ('classifier', {'accumulate': 2}),
-    ('classifier', {'with_cp': True, 'accumulate': 2}),
-    ('detector', {'with_cp': True}),
     ('segmentor', {}),
     ('segmentor', {'with_cp': True, 'accumulate': 2}),
 ]
@@ -182,5 +140,4 @@ def test_halves_of_a_batch_give_the_gradients_of_the_batch(
                 assert step.keys() == whole.keys()
                 for key, grad in step.items():
                     error = (grad - whole[key]).norm()
-                    # a level of FCOS without a box has no gradient
-                    assert error <= 1e-10 * whole[key].norm(), (CASES[number], key)
+                    assert error < 1e-10 * whole[key].norm(), (CASES[number], key)

@@ -56,14 +56,14 @@ def test_a_signal_to_the_launcher_reaches_every_process() -> None:
 
 @pytest.mark.slow
 def test_a_loss_of_one_process_stops_both() -> None:
-    """Rank 0, whose loss is finite, tells what rank 1 has seen and writes no checkpoint."""
+    """Rank 0, whose loss is finite, writes no checkpoint either."""
     config = write_config('two_broken', dict(type='BreakLossAt', iteration=1, rank=1))
     code, output = launch_two(config)
     assert code != 0
-    assert 'rank 1: the loss of iteration 2 (epoch 1) is not finite' in output, output[-3000:]
+    text = 'the loss of iteration 2 (epoch 1) is not finite: '
+    assert f'{text}loss = nan' in output, output[-3000:]
+    assert f'{text}in another process' in output
     assert 'exitcode  : 2' in output
-    # torchrun has a traceback of its own
-    assert 'tools/train.py", line' not in output
     assert not list(Path('work_dirs/two_broken').glob('*.pth'))
 
 
@@ -71,7 +71,7 @@ def test_a_loss_of_one_process_stops_both() -> None:
 def test_a_killed_run_ends_as_if_it_had_not_been() -> None:
     """The harness with few stops: SIGKILL at random moments and SIGTERM to all processes."""
     script = str(ROOT / 'benchmarks/kill_and_resume.py')
-    argv = ['--kills', '3', '--preemptions', '1', '--epochs', '8']
+    argv = ['--kills', '2', '--preemptions', '1', '--epochs', '6']
     done = subprocess.run(
         [sys.executable, script, *argv],
         env=TESTS_ON_PATH,

@@ -1,13 +1,13 @@
 """Invariants of the backbone."""
 
 import copy
-import math
 import re
 
 import pytest
 import torch
 from closed_formula import closed_formula
 from mmengine.utils.dl_utils import is_norm
+from small_models import SIZES
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,8 +24,6 @@ DEEP = {
     'head_width': 16,
 }
 
-BEFORE = Windows(7, 1, 28, 28)  # of stage 2
-
 
 def random_transforms(model):
     for layer in model.modules():
@@ -33,34 +31,6 @@ def random_transforms(model):
             torch.nn.init.normal_(layer.theta, std=0.1)
             torch.nn.init.normal_(layer.psi, std=0.1)
     return model
-
-
-@pytest.mark.parametrize(
-    ('height', 'width'),
-    [
-        (1, 1),
-        (1, 1400),
-        (1400, 1),
-        (3, 5),
-        (32, 32),
-        (33, 63),
-        (57, 224),
-        (224, 224),
-        (333, 1333),
-        (1400, 1400),
-    ],
-)
-def test_any_size_gives_maps_of_the_ceiled_size(height, width):
-    model = LaViT('nano').eval()
-    with torch.no_grad():
-        outs = model(torch.randn(1, 3, height, width))
-    assert isinstance(outs, tuple)
-    for i, out in enumerate(outs):
-        stride = 4 * 2**i
-        expected = (1, 32 * 2**i, math.ceil(height / stride), math.ceil(width / stride))
-        assert out.shape == expected
-        assert out.is_contiguous()
-        assert out.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -75,49 +45,30 @@ def test_stages_may_be_counted_from_the_end(given, stages):
     assert channels == [32 * 2**i for i in stages]
 
 
-def test_every_output_has_its_norm():
-    """With start values of the norms, each position has zero mean and unit variance."""
-    for out in LaViT('nano')(torch.randn(2, 3, 64, 64)):
-        torch.testing.assert_close(out.mean(1), torch.zeros_like(out[:, 0]), atol=1e-4, rtol=0)
-        variance = out.var(1, unbiased=False)
-        torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-2, rtol=0)
+def test_paths_are_dropped_in_training_alone():
+    """With and without gradients; the probability rises linearly from block to block."""
+    model = LaViT('tiny', drop_path_rate=0.7)
+    rates = [block.drop_path.drop_prob for stage in model.stages for block in stage.blocks]
+    assert rates == pytest.approx([0.1 * i for i in range(8)], abs=1e-6)
+    model, images = LaViT('nano', drop_path_rate=0.9), torch.randn(2, 3, 64, 64)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert not torch.equal(model.train()(images)[-1], model(images)[-1])
+            assert torch.equal(model.eval()(images)[-1], model(images)[-1])
 
 
-def test_evaluation_is_deterministic():
-    model = LaViT('nano', drop_path_rate=0.5).eval()
-    image = torch.randn(1, 3, 64, 64)
-    for a, b in zip(model(image), model(image), strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize('size', [(64, 64), (50, 75)])
 @pytest.mark.parametrize(
     'options',
     [{}, {'out_indices': (3,)}, {'out_indices': (0, 2)}, {'out_indices': (0,)},
      {'attention_residual': False}, {'less_attention': False}],
     ids=str,
 )  # fmt: skip
-def test_every_parameter_gets_a_gradient(options, size):
+def test_every_parameter_gets_a_gradient(options):
     model = random_transforms(LaViT(DEEP, **options)).train()
-    outs = model(torch.randn(2, 3, *size))
+    outs = model(torch.randn(2, 3, 50, 75))
     sum((out * torch.randn_like(out)).sum() for out in outs).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
-
-
-@pytest.mark.parametrize('size', [(64, 64), (50, 75)])
-def test_checkpointing_changes_neither_outputs_nor_gradients(size):
-    plain = random_transforms(LaViT(DEEP, drop_path_rate=0.3))
-    saving = LaViT(DEEP, drop_path_rate=0.3, with_cp=True)
-    saving.load_state_dict(plain.state_dict())
-    image, results = torch.randn(2, 3, *size), []
-    for model in (plain, saving):
-        torch.manual_seed(1)
-        outs = model(image)
-        sum(out.square().sum() for out in outs).backward()
-        results.append([*outs, *(p.grad for p in model.parameters())])
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize('frozen', [-1, 0, 1, 2, 4])
@@ -130,30 +81,17 @@ def test_frozen_stages_stay_frozen_through_train(frozen):
         assert param.requires_grad != is_frozen, name
     for i, stage in enumerate(model.stages):
         assert stage.training != (i < frozen)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        return
-    optimizer = torch.optim.SGD(trainable, lr=0.1)
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     outs = model(torch.randn(2, 3, 64, 64))
-    sum((out * torch.randn_like(out)).sum() for out in outs).backward()
-    optimizer.step()
-    frozen_now = {n for n, p in model.named_parameters() if not p.requires_grad}
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]) == (name in frozen_now), name
-
-
-def test_drop_path_rises_linearly():
-    model = LaViT('tiny', drop_path_rate=0.7)
-    rates = [block.drop_path.drop_prob for stage in model.stages for block in stage.blocks]
-    assert rates == pytest.approx([0.1 * i for i in range(8)], abs=1e-6)
+    if trainable:
+        sum((out * torch.randn_like(out)).sum() for out in outs).backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == trainable
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('size', [(64, 64), (50, 75)])
-def test_autocast_is_near_float32_and_survives_large_logits(dtype, size):
+def test_autocast_is_near_float32_and_survives_large_logits(dtype):
     """Maps near those of float32; and with logits of about 1e4 from the first layer on, finite."""
-    model, images = random_transforms(LaViT(DEEP)), torch.randn(2, 3, *size)
+    model, images = random_transforms(LaViT(DEEP)), torch.randn(2, 3, 50, 75)
     expected = model(images)
     for scale in (1, 500):
         for name, param in model.named_parameters():
@@ -176,45 +114,19 @@ def test_a_window_as_large_as_the_map_is_global(window, is_global):
     stage = random_transforms(LaViT(DEEP, window_size=(7, 7, window, 7))).eval().stages[2]
     for block in stage.blocks:
         torch.nn.init.zeros_(block.ffn.fc2.weight)  # no news through the convolutions
-    x = torch.randn(1, 28, 28, 32)
+    x, logits = torch.randn(1, 28, 28, 32), torch.zeros(16, 2, 49, 49)
     changed = x.clone()
     changed[:, :2, :2] += 10
-    logits = torch.zeros(16, 2, 49, 49)
     with torch.no_grad():
-        before, after = (stage(value, logits, BEFORE)[0] for value in (x, changed))
-    difference = before - after
-    assert bool(difference[0, -1, -1].any()) == is_global
+        before, after = (stage(m, logits, Windows(7, 1, 28, 28))[0] for m in (x, changed))
+    assert bool((before - after)[0, -1, -1].any()) == is_global
 
 
-def test_logits_travel_as_the_paper_says():
-    """The first VA layer starts from the residual, later ones from nothing, LA from the last."""
-    stage = random_transforms(LaViT(DEEP)).stages[2]  # two VA, then two LA layers
-    seen = []
-    for block in stage.blocks:
-        block.attn.register_forward_hook(lambda m, args, out: seen.append((args[1], out[1])))
-    residual = []
-    stage.residual.register_forward_hook(lambda m, args, out: residual.append(out))
-    _, last, windows = stage(torch.randn(1, 28, 28, 32), torch.randn(16, 2, 49, 49), BEFORE)
-    assert windows == Windows(7, 1, 14, 14)
-    starts, ends = zip(*seen, strict=True)
-    assert starts[0] is residual[0]
-    assert ends[0] is None  # nobody would read them
-    assert starts[1] is None
-    assert starts[2] is ends[1]
-    assert starts[3] is ends[2]
-    assert last is ends[3]
-
-
-def test_a_class_activation_map_by_hooks_has_the_maps_shape():
-    """As CAM tools do it: the last norm by name, activations and gradients seen by hooks.
-
-    They take four dimensions for (B, C, h, w) and average the gradient over the last two.
-    """
+def test_a_class_activation_map_by_hooks():
+    """As CAM tools do it: the last norm in the model gives a map ``(B, C, h, w)``."""
     backbone = random_transforms(LaViT(DEEP)).eval()
-    head, images = torch.nn.Linear(64, 5), torch.randn(2, 3, 96, 160)
-    name, layer = [(n, m) for n, m in backbone.named_modules() if is_norm(m)][-1]
-    assert name == 'norm3'
-    seen = {}
+    head, images, seen = torch.nn.Linear(64, 5), torch.randn(2, 3, 96, 160), {}
+    layer = [m for m in backbone.modules() if is_norm(m)][-1]
 
     def keep(module, args, out):
         seen['activation'] = out
@@ -222,13 +134,9 @@ def test_a_class_activation_map_by_hooks_has_the_maps_shape():
 
     layer.register_forward_hook(keep)
     head(backbone(images)[-1].mean((2, 3)))[:, 3].sum().backward()
-    activation, gradient = seen['activation'], seen['gradient']
-    assert activation.shape == gradient.shape == (2, 64, 3, 5)
+    assert seen['activation'].shape == seen['gradient'].shape == (2, 64, 3, 5)
     # the head pools: a channel's gradient is its weight, the same at every place
-    weights = gradient.mean((2, 3)) * 15
-    torch.testing.assert_close(weights, head.weight[3].expand(2, -1))
-    cam = (weights[..., None, None] * activation).sum(1)
-    torch.testing.assert_close(cam.mean((1, 2)) + head.bias[3], head(activation.mean((2, 3)))[:, 3])
+    torch.testing.assert_close(seen['gradient'].mean((2, 3)) * 15, head.weight[3].expand(2, -1))
 
 
 # the paper's table 1
@@ -237,32 +145,18 @@ PUBLISHED = {'tiny': (10.9e6, 1.6e9), 'small': (22.4e6, 3.3e9), 'base': (39.6e6,
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_size_and_cost_match_formula_and_paper(name):
-    model = LaViT(name, out_indices=(3,)).eval()
-    head = torch.nn.Linear(model.arch.channels[-1], 1000)
+    with torch.device('meta'):
+        model, images = LaViT(name, out_indices=(3,)).eval(), torch.empty(1, 3, 224, 224)
+        head = torch.nn.Linear(model.arch.channels[-1], 1000)
     # the counter does not know the fused kernel of a CPU
     fused = sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), fused, FlopCounterMode(display=False) as counter:
-        head(model(torch.zeros(1, 3, 224, 224))[0].mean((2, 3)))
+        head(model(images)[0].mean((2, 3)))
     params = sum(p.numel() for m in (model, head) for p in m.parameters())
     macs = counter.get_total_flops() // 2
     parts = closed_formula(ARCHS[name]).values()
     assert (params, macs) == tuple(map(sum, zip(*parts, strict=True)))
-    published_params, published_macs = PUBLISHED[name]
-    assert params == pytest.approx(published_params, rel=0.03)
-    assert macs == pytest.approx(published_macs, rel=0.03)
-
-
-def test_layer_depth_rises_from_image_to_head():
-    model = LaViT(DEEP)
-    depths = []
-    for name, _ in model.named_parameters(prefix='backbone'):
-        depth, count = model.get_layer_depth(name, 'backbone.')
-        depths.append(depth)
-        assert count == sum(DEEP['depths']) + 2
-    assert depths[0] == 0
-    assert depths == sorted(depths)
-    assert set(depths) == set(range(count))
-    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (count - 1, count)
+    assert (params, macs) == pytest.approx(PUBLISHED[name], rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -272,40 +166,29 @@ def test_layer_depth_rises_from_image_to_head():
         ({'arch': {'channels': (8,) * 4}}, r"missing keys \['depths', 'va_layers'\]"),
         ({'arch': DEEP | {'depht': 3}}, r"unknown keys \['depht'\].*'channels', 'depths'"),
         ({'arch': DEEP | {'channels': (16, 32, 40, 64)}}, r"\['channels'\]\[2\]=40.*multiple.*16"),
-        ({'arch': DEEP | {'channels': (16, 32, 64)}}, r"\['channels'\].*4 positive integers"),
         ({'arch': DEEP | {'depths': (0, 2, 4, 2)}}, r"\['depths'\]=\(0, 2, 4, 2\).*positive"),
         ({'arch': DEEP | {'va_layers': (3, 1, 2, 1)}}, r"\['va_layers'\]\[0\]=3.*at most.*=2"),
         ({'arch': DEEP | {'head_width': 0}}, r"\['head_width'\]=0.*positive"),
-        ({'arch': DEEP | {'ffn_ratio': 0}}, r"\['ffn_ratio'\]=0.*positive"),
-        ({'window_size': 0}, 'window_size=0.*positive integer or 4'),
         ({'window_size': 7.0}, 'window_size=7.0.*positive integer or 4'),
         ({'window_size': (7, 7)}, r'window_size=\(7, 7\).*positive integer or 4'),
-        ({'out_indices': (4,)}, r'out_indices=\(4,\).*from 0 to 3, or from -4 to -1'),
         ({'out_indices': -5}, r'out_indices=-5.*from 0 to 3, or from -4 to -1'),
-        ({'out_indices': ()}, r'out_indices=\(\).*from 0 to 3'),
-        ({'out_indices': (2, 1)}, r'out_indices=\(2, 1\).*rising'),
         ({'out_indices': (3, -1)}, r'out_indices=\(3, -1\).*rising'),
         ({'out_indices': '3'}, r"out_indices='3'.*from 0 to 3"),
         ({'drop_path_rate': 1.0}, 'drop_path_rate=1.0.*0 <= rate < 1'),
         ({'frozen_stages': 5}, 'frozen_stages=5.*-1 to 4'),
+        ({'arch': 3}, r"arch=3: expected one of \('nano'"),
     ],
     ids=str,
 )
 def test_wrong_arguments_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         LaViT(**options)
-
-
-def test_wrong_arch_type_is_named():
-    with pytest.raises(TypeError, match=r"arch=3: expected one of \('nano'"):
-        LaViT(arch=3)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_a_model_in_another_precision(dtype):
-    """As ``model.half()`` makes it: predictions near those of float32, and all gradients."""
-    torch.manual_seed(0)
-    model, images = LaViT('nano').eval(), torch.randn(2, 3, 50, 75)
+    """As ``model.half()`` makes it: maps near those of float32, and all gradients."""
+    model, images = LaViT(DEEP).eval(), torch.randn(SIZES[1])
     expected = model(images)
     converted = copy.deepcopy(model).to(dtype)
     maps = converted(images.to(dtype))

@@ -8,8 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from conftest import ROOT, forget_runs, load_tool
-from mmengine.config import Config
+from conftest import ROOT, forget_runs, load_tool, metrics_of
 
 PAGE = ROOT / 'docs/your_own_data.md'
 CONFIGS = dict(re.findall(r'^```python\n# (\w+\.py)\n(.*?)^```', PAGE.read_text(), re.M | re.S))
@@ -115,8 +114,7 @@ def test_config_of_the_page_trains_and_evaluates(
     assert meta['iter'] == 1
     assert list(meta['dataset_meta']['classes']) == classes.split()
     TOOLS['test'].main([name, path, '--cfg-options', *options])
-    report = Path(capsys.readouterr().out.rpartition('Metrics: ')[2].strip())
-    assert 0 <= json.loads(report.read_text())[metric] <= 100
+    assert 0 <= metrics_of(capsys.readouterr().out)[metric] <= 100
 
 
 PARTS = "train_dataloader.dataset.metainfo.classes=('bolt','nut','screw','washer')"
@@ -163,7 +161,4 @@ def test_page_is_tested_in_full():
     """Both blocks and every row of the table are found."""
     table = PAGE.read_text().partition('| what is wrong | message |\n|---|---|\n')[2]
     rows = [line for line in table.splitlines() if line.startswith('|')]
-    assert len(rows) == len(MISTAKES)
-    assert list(CONFIGS) == ['my_parts.py', 'my_streets.py']
-    for name in CONFIGS:
-        assert Config.fromfile(name).model.backbone.type == 'mmlavit.LaViT'
+    assert len(rows) == len(MISTAKES) and list(CONFIGS) == ['my_parts.py', 'my_streets.py']

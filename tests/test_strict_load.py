@@ -3,12 +3,11 @@
 import pytest
 import torch
 from conftest import Run, load_tool
-from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import nn
 
-from mmlavit.engine import PartialLoadHook, StrictLoadHook
+from mmlavit.engine import StrictLoadHook
 from mmlavit.errors import UserError
 from mmlavit.models import LessAttention
 
@@ -22,15 +21,12 @@ class _TTAModel(BaseTTAModel):
         return data_samples_list
 
 
-def load(model: nn.Module, checkpoint: object, hook: Hook) -> None:
+def load_strictly(model: nn.Module, checkpoint: object) -> None:
+    """Load as a test does."""
     torch.save(checkpoint, 'some.pth')
     runner = Runner(model, 'work_dirs/strict', load_from='some.pth', log_level='ERROR')
-    runner.register_hook(hook)
+    runner.register_hook(StrictLoadHook())
     runner.load_or_resume()
-
-
-def load_strictly(model: nn.Module, checkpoint: object) -> None:
-    load(model, checkpoint, StrictLoadHook())
 
 
 @pytest.mark.parametrize('wrap', ['none', 'tta', 'ddp'])
@@ -69,19 +65,13 @@ def test_strict_load_lists_what_does_not_fit() -> None:
         load_strictly(model, [1])
 
 
-def test_partial_load_needs_one_tensor_that_fits() -> None:
-    """What fits is loaded, whatever the rest; where nothing does, the run stops."""
-    model = nn.Linear(4, 2)
-    wide = {'weight': torch.ones(2, 3), 'scale': torch.ones(1)}
-    load(model, wide | {'bias': torch.full((2,), 3.0)}, PartialLoadHook())
-    assert (model.bias == 3.0).all()
-    with pytest.raises(UserError) as error:
-        load(model, {'state_dict': wide}, PartialLoadHook())
-    assert str(error.value).splitlines() == [
-        'some.pth: no tensor fits this Linear:',
-        '  in the file: 2: weight, scale',
-        '  in the model: 2: weight, bias',
-    ]
+def test_training_takes_what_fits(run: Run, checkpoint: str) -> None:
+    """Whatever the rest, as where another head is put on a backbone."""
+    state = torch.load(checkpoint)['state_dict']
+    kept = {key: value for key, value in state.items() if key.startswith('backbone')}
+    torch.save({'state_dict': kept | {'net.weight': torch.zeros(1)}}, 'backbone.pth')
+    output = run(TRAIN, 'cls.py', '--cfg-options', 'load_from=backbone.pth')
+    assert 'missing keys in source state_dict: head.fc.weight' in output
 
 
 def test_training_does_not_start_from_a_checkpoint_of_which_nothing_fits(fails: Run) -> None:

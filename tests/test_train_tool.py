@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TEST_IMAGES, TEST_SCENES, Run, load_tool, metrics_of, predictions
-from mmengine.config import Config
 
 TRAIN, TEST = load_tool('train'), load_tool('test')
 
@@ -18,6 +17,10 @@ pytestmark = pytest.mark.usefixtures('isolated')
         ('cls.py', 'epoch_1.pth', 'out/cls.pkl', TEST_IMAGES, 'accuracy/top1'),
         ('det.py', 'epoch_1.pth', 'out/det.pickle', TEST_SCENES, 'coco/bbox_mAP'),
         ('seg.py', 'iter_2.pth', 'out/seg', TEST_SCENES, 'mIoU'),
+        # OpenMMLab's pure Python configs
+        ('lazy_cls.py', 'epoch_1.pth', 'out/lazy_cls.pkl', TEST_IMAGES, 'accuracy/top1'),
+        ('lazy_det.py', 'epoch_1.pth', 'out/lazy_det.pkl', TEST_SCENES, 'coco/bbox_mAP'),
+        ('lazy_seg.py', 'iter_2.pth', 'out/lazy_seg', TEST_SCENES, 'mIoU'),
     ],
 )
 def test_one_pair_of_tools_serves_three_toolboxes(
@@ -31,7 +34,7 @@ def test_one_pair_of_tools_serves_three_toolboxes(
     assert metric in metrics_of(output)
     assert f'{metric}: ' in output
     assert len(list(show_dir.rglob('*.png'))) == num_images
-    if config == 'seg.py':
+    if metric == 'mIoU':
         names = {path.name for path in Path('shapes/ade20k/images/validation').iterdir()}
         assert {path.name for path in Path(out).iterdir()} == names
     else:
@@ -57,18 +60,24 @@ def test_training_options_and_resume(run: Run) -> None:
     assert (meta['epoch'], meta['iter']) == (2, 8)
 
 
-def test_resume_without_a_checkpoint_keeps_load_from(checkpoint: str) -> None:
-    """--resume on the first launch of a job must not drop the weights that the config loads."""
-    cfg = Config(dict(work_dir='work_dirs/none', load_from=checkpoint))
-    TRAIN.resume(cfg, 'auto')
-    assert (cfg.resume, cfg.load_from) == (False, checkpoint)
-
-
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
         (('none.py',), "config file 'none.py' does not exist"),
-        (('broken.py',), "config file 'broken.py' cannot be read: invalid syntax"),
+        (('broken.py',), "config file 'broken.py' cannot be read: SyntaxError: invalid syntax"),
+        (('mine.py',), 'PYTHONPATH=. lets modules of the working directory be found'),
+        (
+            ('cls.py', '--cfg-options', 'model.backbone.dept=18'),
+            "TypeError: ResNet.__init__() got an unexpected keyword argument 'dept'",
+        ),
+        (
+            ('cls.py', '--cfg-options', 'optim_wrapper.optimizer.type=AdamV'),
+            "optim_wrapper.optimizer: type 'AdamV' is unknown",
+        ),
+        (
+            ('cls.py', '--cfg-options', 'model.backbone.type=ResNett'),
+            'KeyError: ResNett is not in the mmpretrain::model registry',
+        ),
         (('cls.py', '--launcher', 'ssh'), "invalid choice: 'ssh'"),
         (('cls.py', '--launcher', 'pytorch'), 'RANK is not set'),
         (('cls.py', '--resume', 'none.pth'), "checkpoint 'none.pth' does not exist"),
@@ -88,6 +97,7 @@ def test_train_explains_user_errors(
     """Bad input ends in one line that names it."""
     monkeypatch.delenv('RANK', raising=False)
     Path('broken.py').write_text('model = = 1\n')
+    Path('mine.py').write_text("_base_ = 'cls.py'\ncustom_imports = dict(imports=['my_hooks'])\n")
     found = fails(TRAIN, *argv)
     assert message in found
     assert found.count('\n') == 1

@@ -12,7 +12,6 @@ from conftest import forget_runs
 from small_configs import load
 
 from mmlavit import ops
-from mmlavit.cli.amp import enable_amp
 from mmlavit.cli.launch import build_runner
 from mmlavit.models import LaViT
 
@@ -29,9 +28,7 @@ GEOMETRIES = [
 ]
 CASES = {
     'add_norm': lambda side, heads, width, *shape: cases.add_norm(*shape, heads * width),
-    'add_norm without a branch': lambda side, heads, width, *shape: cases.add_norm(
-        *shape, heads * width, False
-    ),
+    'add_norm alone': lambda side, heads, width, *shape: cases.add_norm(*shape, heads * width, 0),
     'attention_residual': cases.attention_residual,
     'diagonality': cases.diagonality,
     'less_attention': cases.less_attention,
@@ -101,8 +98,7 @@ def losses(backend, shapes, work_dir, steps=20):
     cfg.train_dataloader.batch_size = cfg.train_dataloader.dataset.indices = 6
     cfg.train_cfg.max_epochs = steps  # of one step each
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = cfg.default_hooks.checkpoint = None
-    cfg.optim_wrapper.dtype = 'bfloat16'
-    enable_amp(cfg)
+    cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16', loss_scale='dynamic')
     with ops.use(backend):
         runner = build_runner(cfg)
         runner.train()

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 UNREAD = {
     'auto_scale_lr.base_batch_size',  # of --auto-scale-lr
     'env_cfg.dist_cfg.backend',  # of several processes
+    *('data_preprocessor.mean', 'data_preprocessor.std'),  # of mmseg's visualization_cam.py
     'model.train_cfg.debug',
     'model.train_cfg.rpn.debug',
     'model.train_cfg.rcnn.debug',

@@ -5,273 +5,213 @@ converts or tolerates.
 """
 
 import io
+import resource
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Sequence
-from contextlib import redirect_stdout
-from copy import deepcopy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from math import isfinite
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
+import torch
 from mmengine.config import Config
-from mmengine.model import BaseModule, is_model_wrapper
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-from torch import nn
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmlavit.checkpoints import safe_loading
-from mmlavit.checks.build import config_errors
-from mmlavit.checks.coco import unusable_entries
-from mmlavit.checks.config import check_work_dir, missing_paths, misspelt_keys, wrong_ann_files
+from mmlavit.checks.coco import Finding, unusable_entries
+from mmlavit.checks.config import (
+    LOADERS,
+    check_work_dir,
+    missing_paths,
+    misspelt_keys,
+    unmatched_keys,
+    wrong_ann_files,
+)
 from mmlavit.checks.datasets import (
     base_datasets,
-    check_heads,
-    check_labels,
-    check_samples,
-    class_heads,
     dataset_name,
+    empty_classes,
+    files_left_out,
+    listing,
 )
-from mmlavit.checks.masks import check_masks
-from mmlavit.checks.model import build_model, check_checkpoints, check_step
-from mmlavit.checks.report import Report
-from mmlavit.checks.samples import check_data, empty_classes
-from mmlavit.cli.amp import enable_amp
-from mmlavit.cli.configs import load_config
-from mmlavit.cli.launch import build_runner
-from mmlavit.cli.parsers import ToolParser
-from mmlavit.engine import DatasetCheckHook, PortableRunner
-from mmlavit.engine.runner.resume import resume
-
-SPLITS = ('train', 'val', 'test')
+from mmlavit.checks.samples import data_findings
+from mmlavit.cli.configs import read_config, training_config
+from mmlavit.cli.launch import build_runner, explain
+from mmlavit.cli.parsers import TrainingParser
+from mmlavit.engine.hooks.dataset_check_hook import DatasetCheckHook, images_of, unwrapped
+from mmlavit.errors import UserError
+from mmlavit.models.key_differences import check_belongs
 
 
-def build_parser() -> ToolParser:
-    """Add the options of this tool to those of training."""
-    parser = ToolParser('Find what is wrong with a config before training.')
-    parser.add_argument(
-        '--data', action='store_true', help='load every sample of the datasets, which takes a while'
-    )
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='check for resuming, as tools/train.py takes it',
-    )
-    return parser
+class Checked(Exception):
+    """Ends the run: all is found that can be."""
+
+
+class Report:
+    """Prints findings as they come, each once, and counts them."""
+
+    def __init__(self) -> None:
+        self.stream, self.said = sys.stdout, set[str]()
+        self.counts = {'ok': 0, 'warn': 0, 'FAIL': 0}
+
+    def say(self, level: str, *texts: str) -> None:
+        """Print findings of a level: ``ok``, ``warn`` or ``FAIL``."""
+        for text in texts:
+            if text not in self.said:
+                self.said.add(text)
+                self.counts[level] += 1
+                line = ' '.join(part.strip() for part in text.splitlines())
+                print(f'{level:4}  {line}', file=self.stream, flush=True)
+
+    def add(self, findings: Iterable[Finding], name: str) -> None:
+        """Print failures one by one and warnings by kind."""
+        warned: dict[str, list[str]] = {}
+        for level, kind, text in findings:
+            if level == 'FAIL':
+                self.say(level, text)
+            else:
+                warned.setdefault(kind, []).append(text)
+        for kind, texts in sorted(warned.items()):
+            self.say('warn', f'{kind}, in {name}: {len(texts)} ({listing(texts, 3)})')
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Report whatever is raised inside as a failure, instead of a traceback."""
+        try:
+            yield
+        except Checked:
+            raise
+        except Exception as error:
+            self.say('FAIL', explain(error) or f'{what}: {type(error).__name__}: {error}')
+
+
+class Reporter(DatasetCheckHook):
+    """Reports all that :class:`DatasetCheckHook` finds, and what the first step gives."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, report: Report, data: bool) -> None:
+        super().__init__()
+        self.report, self.data = report, data
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Say what of the weights to start from does not fit."""
+        if not runner._resume:
+            try:
+                check_belongs(checkpoint, unwrapped(runner.model), str(runner._load_from))
+            except UserError as error:
+                text = 'mmengine loads what fits, and the rest starts anew'
+                self.report.say('warn', f'{error}\n{text}')
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the data of all splits, and end the run where it is wrong."""
+        model, report = unwrapped(runner.model), self.report
+        own = [hook for hook in runner.hooks if isinstance(hook, DatasetCheckHook)]
+        self.num_masks = next((hook.num_masks for hook in own if hook is not self), 50)
+        report.say('ok', f'model {type(model).__name__}, load_from is {runner._load_from}')
+        if keys := unmatched_keys(runner.cfg, model):
+            report.say('warn', f'custom_keys that match no parameter: {", ".join(keys)}')
+        seen: list[Any] = []
+        for split in ('train', 'val', 'test'):
+            with report.attempt(f'{split}_dataloader'):
+                loop = getattr(runner, f'{split}_loop')
+                config = loop and runner.cfg.get(f'{split}_dataloader').dataset
+                if loop is None or config in seen:
+                    continue
+                seen.append(config)
+                failures = report.counts['FAIL']
+                report.say('FAIL', *self.problems(runner, split))
+                for dataset in base_datasets(loop.dataloader.dataset):
+                    report.add(self.findings(dataset, model, split), dataset_name(dataset))
+                    if report.counts['FAIL'] == failures:
+                        text = f'{split}: {dataset_name(dataset)}, {len(dataset)} samples'
+                        report.say('ok', text + (' load' if self.data else ''))
+        if report.counts['FAIL']:
+            raise Checked
+        super().before_train(runner)
+
+    def findings(self, dataset: Any, model: torch.nn.Module, split: str) -> Iterator[Finding]:
+        """What a run does not look at."""
+        training = split == 'train'
+        for label in empty_classes(dataset):
+            text = f'{dataset_name(dataset)}: no image belongs to {label}'
+            yield Finding('FAIL' if training else 'warn', 'classes without images', text)
+        for path in files_left_out(dataset):
+            yield Finding('warn', 'images of another suffix, which are not used', path)
+        if self.data and hasattr(dataset, 'prepare_data'):
+            masks = bool(self.num_masks)
+            yield from data_findings(dataset, model, masks, training, sys.stderr)
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        """Report the loss, the memory and the batch size of the first step, and end the run."""
+        losses = {name: float(value) for name, value in (outputs or {}).items()}
+        wrong = [f'{name} is {value}' for name, value in losses.items() if not isfinite(value)]
+        self.report.say('FAIL', *(f'first step: {w}, expected a finite number' for w in wrong))
+        if torch.cuda.is_available():
+            memory = f'{torch.cuda.max_memory_allocated() / 2**20:.0f} MB of GPU memory'
+        else:
+            # Linux counts it in kB
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            memory = f'{used:.0f} MB of memory'
+        if not wrong:
+            text = f'first step on a batch of {images_of(data_batch)}: loss {losses["loss"]:.4g}'
+            self.report.say('ok', f'{text}, {memory} at most')
+        raise Checked
 
 
 def check(args: Namespace, report: Report) -> None:
-    """Check as the arguments say.
-
-    Args:
-        args: The parsed arguments.
-        report: Takes the findings.
-    """
-    cfg = None
-    with report.attempt('config'):
-        cfg = load_config(args)
-    if cfg is None:
-        return
-    loaders = [f'{split}_dataloader' for split in SPLITS if cfg.get(f'{split}_dataloader')]
-    check_config(cfg, loaders, report)
+    """Train until the first iteration is done, without leaving a trace."""
+    cfg = read_config(args.config, args.cfg_options)
+    report.say('FAIL', *(f'{cfg.filename}: {text}' for text in misspelt_keys(cfg)))
+    loaders = [name for name in LOADERS if isinstance(cfg.get(name), dict)]
+    for name in loaders:
+        report.say('FAIL', *missing_paths(cfg, name), *wrong_ann_files(cfg, name))
     with report.attempt('work dir'):
-        check_work_dir(cfg.work_dir)
-        report.ok(f'work dir {cfg.work_dir}')
-    if cfg.get('model') is None:
+        check_work_dir(args.work_dir or cfg.get('work_dir') or 'work_dirs')
+    if report.counts['FAIL']:
         return
-    with report.attempt('--resume'):
-        for warning in resume(cfg, args.resume):
-            report.warn(f'--resume: {warning}')
-    if args.amp and cfg.get('optim_wrapper'):
-        with report.attempt('mixed precision'):
-            enable_amp(cfg)
-    init_default_scope(cfg.default_scope)
-    model = build_model(with_preprocessor(cfg), report)
-    if model is None:
-        report.warn('without a model, nothing is compared with it, and no step is trained')
-    else:
-        report.ok(f'model {type(model).__name__}')
-    check_checkpoints(cfg, model, report)
+    cfg = training_config(args)
+    report.say('ok', f'keys and paths of {cfg.filename}')
     with TemporaryDirectory() as folder:
-        check_run(silent(cfg, folder), model, args.data, report)
-
-
-def check_config(cfg: Config, loaders: Sequence[str], report: Report) -> None:
-    """Check keys and paths.
-
-    Args:
-        cfg: The config.
-        loaders: Names of its dataloaders.
-        report: Takes the findings.
-    """
-    needed = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
-    problems = misspelt_keys(cfg)
-    problems += [f'{cfg.filename}: {key} must be set' for key in needed if cfg.get(key) is None]
-    # Test data is often the validation data, and is reported once.
-    seen: list[Any] = []
-    for loader in loaders:
-        if cfg[loader] not in seen:
-            problems += missing_paths(cfg, loader)
-        problems += wrong_ann_files(cfg, loader)
-        seen.append(cfg[loader])
-    report.fail_each(problems)
-    if not problems:
-        report.ok(f'keys and paths of {cfg.filename}')
-
-
-def with_preprocessor(cfg: Config) -> Any:
-    """The model's config with the preprocessor that a runner puts into it.
-
-    Args:
-        cfg: The config.
-    """
-    config = deepcopy(cfg.model)
-    if cfg.get('data_preprocessor'):
-        config.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return config
-
-
-def check_run(cfg: Config, model: nn.Module | None, every_sample: bool, report: Report) -> None:
-    """Build what a run builds, compare data and model, and train one step.
-
-    Args:
-        cfg: The config, silent.
-        model: Its model, ``None`` where that could not be built.
-        every_sample: Whether all samples are loaded.
-        report: Takes the findings.
-    """
-    runner = None
-    if model is not None:
-        with report.attempt('runner'):
+        leave_no_trace(cfg, folder)
+        try:
             runner = build_runner(cfg)
-            # What init_cfg names is loaded already, and a failure there is reported.
-            cast(BaseModule, unwrapped(runner.model)).is_init = True
-    heads = class_heads(model or nn.Module()).values()
-    ignored: set[Any] = {head.ignore_index for head in heads if hasattr(head, 'ignore_index')} or {
-        255
-    }
-    trainable = False
-    seen: list[Any] = []
-    for split in SPLITS:
-        loader = cfg.get(f'{split}_dataloader')
-        if not loader or cfg.get(f'{split}_cfg') is None:
-            continue
-        name = f'{split}_dataloader'
-        if missing_paths(cfg, name) or wrong_ann_files(cfg, name):
-            continue
-        known = loader.dataset in seen
-        seen.append(loader.dataset)
-        dataset = None
-        with report.attempt(f'{split}_dataloader'), config_errors(cfg):
-            if runner is not None:
-                # with what else the loop has, such as the evaluator
-                dataset = getattr(runner, f'{split}_loop').dataloader.dataset
-                trainable |= split == 'train'
-            elif not known:
-                dataset = PortableRunner.build_dataloader(deepcopy(loader)).dataset
-        if dataset is None and not known:
+            runner.register_hook(Reporter(report, args.data))
+            runner.train()
+        except Checked:
+            return
+        except Exception:
             # Errors of mmdet name a key, and not the entry that lacks it.
-            with report.attempt(f'{split}_dataloader'):
-                report.fail_each(finding.text for finding in unusable_entries(loader.dataset))
-        if dataset is None or known:
-            continue
-        num_masks = masks_to_read(runner)
-        check_fit(model or nn.Module(), dataset, ignored, num_masks, split, report)
-        if every_sample:
-            with report.attempt(f'{split}_dataloader'):
-                check_data(
-                    dataset,
-                    model or nn.Module(),
-                    ignored if num_masks else None,
-                    report,
-                    progress=sys.stderr,
-                )
-    if trainable:
-        with report.attempt('one step of training'), config_errors(cfg):
-            check_step(runner, report)
+            for name in loaders:
+                report.say('FAIL', *(f.text for f in unusable_entries(cfg[name].dataset)))
+            raise
 
 
-def masks_to_read(runner: Runner | None) -> int:
-    """How many masks of a dataset are read before training.
-
-    Args:
-        runner: The runner, whose config may say; ``None`` where it could not be built.
-    """
-    hooks = runner.hooks if runner is not None else []
-    own = [hook for hook in hooks if isinstance(hook, DatasetCheckHook)]
-    return (own or [DatasetCheckHook()])[0].num_masks
-
-
-def unwrapped(model: Any) -> nn.Module:
-    """The model without its distributed wrapper."""
-    return model.module if is_model_wrapper(model) else model
-
-
-def silent(cfg: Config, folder: str) -> Config:
-    """A config that does as the given one without leaving a trace.
-
-    Args:
-        cfg: The config.
-        folder: A work dir to throw away.
-    """
-    cfg = deepcopy(cfg)
-    cfg.update(work_dir=folder, log_level='ERROR', load_from=None, resume=False, launcher='none')
+def leave_no_trace(cfg: Config, folder: str) -> None:
+    """Let a run write into a folder to throw away alone."""
+    if cfg.get('resume') and cfg.get('load_from') is None:
+        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
+        cfg.resume = cfg.load_from is not None
+    cfg.update(work_dir=folder, log_level='ERROR', launcher='none')
     if cfg.get('visualizer'):
         cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
-    for split in SPLITS:
-        loader = cfg.get(f'{split}_dataloader')
-        if loader:
-            loader.update(num_workers=0, persistent_workers=False)
-            loader.pop('prefetch_factor', None)
-    return cfg
-
-
-def check_fit(
-    model: nn.Module,
-    dataset: Any,
-    ignored: set[int],
-    num_masks: int,
-    split: str,
-    report: Report,
-) -> None:
-    """Compare a dataset with its files and with the model, as training does before it starts.
-
-    Args:
-        model: The model without wrappers.
-        dataset: A dataset or a wrapper around some.
-        ignored: Labels of masks that do not count.
-        num_masks: How many masks to read.
-        split: Which data it is.
-        report: Takes the findings.
-    """
-    for base in base_datasets(dataset):
-        failures, name = report.failures, dataset_name(base)
-        for test in (
-            lambda data: check_samples(data),
-            lambda data: check_heads(model, data),
-            lambda data: check_labels(model, data),
-            lambda data: check_masks(data, ignored, num_masks),
-        ):
-            with report.attempt(name):
-                test(base)
-        empty = empty_classes(base)
-        if empty:
-            say = report.fail if split == 'train' else report.warn
-            say(f'{name}: no image belongs to {", ".join(empty)}')
-        if report.failures == failures:
-            report.ok(f'{split}: {name}, {len(base)} samples')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the findings; return 1 where one of them is a failure, else 0.
-
-    Args:
-        argv: Arguments, ``sys.argv[1:]`` if None.
-    """
-    args = build_parser().parse_args(argv)
-    report = Report(sys.stdout)
+    """Print the findings; return 1 where one of them is a failure, else 0."""
+    parser = TrainingParser(__doc__)
+    parser.add_argument(
+        '--data', action='store_true', help='load every sample of the datasets, which takes a while'
+    )
+    args, report = parser.parse_args(argv), Report()
     with (
         safe_loading(trust=args.trust_checkpoint),
         redirect_stdout(io.StringIO()),
@@ -280,8 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter('ignore')
         with report.attempt('check'):
             check(args, report)
-    print(report.summary())
-    return int(report.failures > 0)
+    print(f'{report.counts["FAIL"]} wrong, {report.counts["warn"]} to look at')
+    return int(report.counts['FAIL'] > 0)
 
 
 if __name__ == '__main__':

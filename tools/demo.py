@@ -28,35 +28,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Metric(NamedTuple):
-    """One figure of a task.
-
-    Attributes:
-        name: What the table calls it.
-        key: Key in the metrics file.
-        factor: Makes percent of it.
-        target: Percent that the demo must reach.
-    """
+    """One figure of a task."""
 
     name: str
-    key: str
-    factor: float
-    target: float
+    key: str  # in the metrics file
+    factor: float  # makes percent of it
+    target: float  # percent that the demo must reach
 
 
 class Task(NamedTuple):
-    """One row of the demo.
-
-    Attributes:
-        title: What the table calls it.
-        config: Config below ``configs/shapes``.
-        metrics: What the task is measured by.
-        processes: Processes that share a batch on a CPU with as many cores.
-    """
+    """One row of the demo."""
 
     title: str
-    config: str
+    config: str  # below configs/shapes
     metrics: tuple[Metric, ...]
-    processes: int = 1
+    processes: int = 1  # that share a batch on a CPU with as many cores
 
 
 TASKS = (
@@ -72,14 +58,7 @@ TASKS = (
 
 
 def run(*command: object) -> float:
-    """Run one of the tools and return its minutes; stop the demo where it fails.
-
-    Args:
-        command: A file under ``tools/`` and its arguments.
-
-    Raises:
-        SystemExit: If the command fails, with its exit code.
-    """
+    """Run one of the tools and return its minutes; stop the demo with its exit code if it fails."""
     words = [str(word) for word in command]
     words.insert(0, 'bash' if words[0].endswith('.sh') else 'python')
     print('\n$ ' + ' '.join(words), flush=True)
@@ -94,9 +73,6 @@ def run(*command: object) -> float:
 
 def compile_operators(log: Path) -> bool:
     """Compile mmcv's operators, where `make demo` left them out, behind what needs none.
-
-    Args:
-        log: File for what the compiler says.
 
     Returns:
         Whether this is the environment of ``make setup``, which has yet to install them.
@@ -118,44 +94,36 @@ def compile_operators(log: Path) -> bool:
     return True
 
 
-def train(task: Task, work_dir: Path, options: Sequence[str]) -> float:
-    """Train a task's model and return the minutes.
+def training_command(
+    task: Task, work_dir: Path, options: Sequence[str], device: str, cores: int
+) -> list[object]:
+    """Word the command that trains a task's model, in several processes where that is faster.
 
     Args:
         task: The task.
         work_dir: For logs and checkpoints.
         options: What the config is changed by, as ``key=value``.
-
-    Raises:
-        SystemExit: If training fails, with its exit code.
+        device: What torch trains on.
+        cores: Of the CPU.
     """
     config, options = f'configs/shapes/{task.config}', list(options)
-    launcher: tuple[object, ...] = ('tools/train.py', config)
-    if task.processes > 1 and get_device() == 'cpu' and (os.cpu_count() or 1) >= task.processes:
-        launcher = ('tools/dist_train.sh', config, task.processes)
+    command: list[object] = ['tools/train.py', config]
+    if task.processes > 1 and device == 'cpu' and cores >= task.processes:
+        command = ['tools/dist_train.sh', config, task.processes]
         batch_size = Config.fromfile(ROOT / config).train_dataloader.batch_size
         options.append(f'train_dataloader.batch_size={batch_size // task.processes}')
-    changes = ('--cfg-options', *options) if options else ()
-    return run(*launcher, '--work-dir', work_dir, '--no-validate', *changes)
+    command += ['--work-dir', work_dir, '--no-validate']
+    return [*command, '--cfg-options', *options] if options else command
 
 
 def read_metrics(work_dir: Path) -> dict[str, float]:
-    """Read what the last test in a work directory measured.
-
-    Args:
-        work_dir: Where ``tools/test.py`` wrote its logs.
-    """
+    """Read what the last test in a work directory measured."""
     newest = max(work_dir.glob('*/*.json'), key=lambda path: path.parent.name)
     return json.loads(newest.read_text())
 
 
 def below_target(task: Task, metrics: dict[str, float]) -> list[str]:
-    """Say which figures of a task are below their targets.
-
-    Args:
-        task: The task.
-        metrics: What was measured.
-    """
+    """Say which figures of a task are below their targets."""
     return [
         f'{task.title}: {metric.name} is {value:.1f}, below {metric.target:g}'
         for metric in task.metrics
@@ -164,16 +132,10 @@ def below_target(task: Task, metrics: dict[str, float]) -> list[str]:
 
 
 def contact_sheet(folder: Path, out: Path, count: int = 12, columns: int = 4) -> None:
-    """Put pictures of a folder, spread evenly over it, side by side.
-
-    Args:
-        folder: Searched for PNG files of one size, also below it.
-        out: File to write.
-        count: Pictures on the sheet.
-        columns: Pictures a row.
+    """Put pictures of one size, spread evenly over a folder and those below it, side by side.
 
     Raises:
-        FileNotFoundError: If there is no picture.
+        FileNotFoundError: If there is no PNG file.
     """
     paths = sorted(folder.rglob('*.png'))
     if not paths:
@@ -207,7 +169,7 @@ def main() -> None:
     start = time.monotonic()
     log = work_dir / 'operators.log'
     compiling = compile_operators(log)
-    run('tools/make_shapes.py', '--out', 'data/shapes', '--seed', 0)
+    run('tools/dataset_converters/make_shapes.py', '--out', 'data/shapes', '--seed', 0)
     table = Table(title='LaViT-nano on unseen Shapes, in percent')
     for column in ('task', 'metric', 'value', 'target', 'minutes of training'):
         table.add_column(column)
@@ -228,14 +190,12 @@ def main() -> None:
             options = ['model.backbone.init_cfg=None']
         elif classifier:
             options = [f'model.backbone.init_cfg.checkpoint={classifier}']
-        minutes = train(task, folder, options)
+        minutes = run(*training_command(task, folder, options, get_device(), os.cpu_count() or 1))
         checkpoint = (folder / 'last_checkpoint').read_text()
         classifier = classifier or checkpoint
         tested, pictures = folder / 'test', folder / 'pictures'
-        run(
-            *('tools/test.py', config, checkpoint),
-            *('--work-dir', tested, '--show-dir', pictures),
-        )
+        test = ('tools/test.py', config, checkpoint)
+        run(*test, '--work-dir', tested, '--show-dir', pictures)
         sheets.append(work_dir / f'{folder.name}.png')
         contact_sheet(pictures, sheets[-1])
         print(f'Pictures: {sheets[-1]}', flush=True)

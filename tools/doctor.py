@@ -28,7 +28,7 @@ levels: list[str] = []
 
 
 def report(level: str, text: str, repair: str = '') -> None:
-    """Print a finding; its level is ok, warn or fail."""
+    """Print a finding of level ok, warn or fail."""
     levels.append(level)
     print(f'{level.upper():4}  {text}' + (f'  -> repair: {repair}' if repair else ''), flush=True)
 
@@ -65,8 +65,7 @@ def pip_install(name: str) -> str:
 
 def check_versions() -> None:
     """Compare all packages with the tested versions, and those that are required with bounds."""
-    level = 'ok' if sys.version_info[:2] == (3, 11) else 'warn'
-    report(level, f'Python {sys.version.split()[0]} (tested 3.11)')
+    report('ok', f'Python {sys.version.split()[0]} (tested 3.11)')
     bounds = read_requirements('build', 'mminstall', 'runtime')
     for name, tested in read_requirements('constraints').items():
         found, required = installed(name), bounds.get(name)
@@ -78,6 +77,11 @@ def check_versions() -> None:
             report('warn', text, pip_install(name))
         elif name in bounds:
             report('ok', text)
+    # mmpretrain imports what it finds of this one, and dies with "NoneType takes no arguments"
+    found = installed('transformers')
+    if found and int(found.partition('.')[0]) >= 5:
+        repair = f'{sys.executable} -m pip install "transformers>=4.53,<5", or uninstall it'
+        report('fail', f'transformers {found} breaks `import mmpretrain` (required <5)', repair)
     for name in filter(installed, ORIGINALS):
         text = f'{name} overwrites files of the onedl package that is imported by the same name'
         report('fail', text, f'{sys.executable} -m pip uninstall {name}, then `make setup`')
@@ -152,9 +156,8 @@ def check_device() -> None:
     from mmengine.utils.dl_utils import collect_env
 
     env = collect_env()
-    for name in env:
-        if name.startswith(('CUDA', 'GPU', 'NVCC', 'GCC')):
-            report('ok', f'{name}: {env[name]}')
+    for name in filter(re.compile('CUDA|GPU|NVCC|GCC').match, env):
+        report('ok', f'{name}: {env[name]}')
     if shutil.which('nvidia-smi') and not env['CUDA available']:
         repair = f'install a driver for PyTorch {env["PyTorch"]}'
         report('warn', 'nvidia-smi is here, but torch sees no GPU', repair)
@@ -174,7 +177,7 @@ def main() -> int:
     parser.add_argument(
         '--only', nargs='+', choices=CHECKS, default=list(CHECKS), help='run these checks only'
     )
-    parser.add_argument('--run-operators', metavar='DEVICE', help=argparse.SUPPRESS)
+    parser.add_argument('--run-operators', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run_operators:
         run_operators(args.run_operators)

@@ -7,7 +7,8 @@
 
 where predictions.json is, for
 
-  classification    {image: {"label": index, "class": name, "score": probability}}
+  classification    {image: {"label": index, "class": name, "score": probability}}, and of a model
+                    of several labels {image: {"labels": [...], "classes": [...], "scores": [...]}}
   detection         COCO: "images", "categories" and "annotations", which have "score",
                     "category_name", "file_name", bbox [x, y, width, height] in pixels, and
                     segmentation in run lengths where the model has masks. pycocotools opens it
@@ -25,29 +26,28 @@ import json
 import signal
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from mmengine.device import get_device
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from mmlavit.apis.predictors import build_predictor
+from mmlavit.apis.images import find_images
+from mmlavit.apis.predict import LoadedImage, Predictor
 from mmlavit.atomic_backend import AtomicBackend
-from mmlavit.checkpoints import read_checkpoint
-from mmlavit.checks.image_files import find_images, read_image
 from mmlavit.cli.arguments import check_device, check_out
 from mmlavit.cli.configs import read_config
 from mmlavit.cli.launch import run_tool
 from mmlavit.cli.parsers import LineParser
+from mmlavit.cli.plain_model import load_plain_model
 from mmlavit.errors import UserError
 
 # What ends a run that is in order; any other error may be a bug, and its traceback is needed.
 FAULTS = (MemoryError, OSError, UserError, torch.OutOfMemoryError)
-
-Batch = list[tuple[str, np.ndarray]]
 
 
 def build_parser() -> LineParser:
@@ -97,45 +97,43 @@ def predict(args: Namespace) -> None:
     device = check_device(args.device or get_device())
     cfg = read_config(args.config, args.cfg_options)
     images = find_images(args.inputs, [args.out / 'pictures', args.out / 'masks'])
-    checkpoint = read_checkpoint(args.checkpoint)
-    predictor = build_predictor(cfg, args.checkpoint, checkpoint, device, args.out)
+    model, metainfo = load_plain_model(cfg, args.checkpoint)
+    predictor = Predictor(cfg, model, metainfo, device)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'--out {str(args.out)!r} cannot be made: {error}') from error
 
     pngs = png_names(images)
-    unreadable: list[str] = []
-    predicted: list[str] = []
+    records: dict[str, Any] = {}
+    current, unreadable, code = next(iter(images)), 0, 0
     console = Console(file=sys.stderr)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    progress = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
+    task = progress.add_task('Predicting', total=len(images))
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    current = next(iter(images))
-    code = 0
-    try:
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task('Predicting', total=len(images))
-
-            def begin(name: str) -> None:
-                nonlocal current
-                current = name
-
-            def report(name: str, reason: str) -> None:
-                unreadable.append(name)
-                say(f'{images[name]}: {reason}')
+    def load_all() -> Iterator[tuple[str, LoadedImage]]:
+        nonlocal current, unreadable
+        for current, path in images.items():
+            try:
+                yield current, predictor.load(path)
+            except ValueError as error:
+                unreadable += 1
+                say(f'{path}: {error}')
                 progress.advance(task)
 
-            for batch in batches(images, args.batch_size, begin, report):
-                begin(batch[0][0])
-                samples = predictor.predict([images[name] for name, _ in batch])
-                for (name, pixels), sample in zip(batch, samples, strict=True):
-                    begin(name)
-                    predictor.save(name, pngs[name], pixels, sample, args.score_thr)
-                    predicted.append(name)
-                progress.update(task, advance=len(batch))
+    try:
+        with progress:
+            for batch in batches(load_all(), args.batch_size):
+                current = batch[0][0]
+                samples = predictor.predict([image for _, image in batch])
+                for (current, image), sample in zip(batch, samples, strict=True):
+                    records[current] = predictor.save(
+                        image.picture, sample, args.out, pngs[current], args.score_thr
+                    )
+                progress.advance(task, len(batch))
     except KeyboardInterrupt:
         say(f'interrupted at {images[current]}')
         code = 128 + signal.SIGINT
@@ -148,62 +146,29 @@ def predict(args: Namespace) -> None:
         code = 1
     finally:
         predictions = args.out / 'predictions.json'
-        AtomicBackend().put_text(json.dumps(predictor.results, indent=1), predictions)
-        print(f'{len(predicted)} of {len(images)} images predicted: {predictions}')
+        AtomicBackend().put_text(json.dumps(predictor.results(records), indent=1), predictions)
+        print(f'{len(records)} of {len(images)} images predicted: {predictions}')
     if unreadable:
-        print(f'{len(unreadable)} images could not be read', file=sys.stderr)
-        code = code or 1
-    if code:
-        raise SystemExit(code)
+        print(f'{unreadable} images could not be read', file=sys.stderr)
+    if code or unreadable:
+        raise SystemExit(code or 1)
 
 
 def png_names(images: Iterable[str]) -> dict[str, str]:
-    """Name the PNG files of images after them, without a clash.
-
-    Args:
-        images: Names of images.
-
-    Returns:
-        ``a.png`` for ``a.jpg``; ``a.jpg.png`` everywhere if that would name two files alike.
-    """
-    names = list(images)
-    short = {name: str(Path(name).with_suffix('.png')) for name in names}
+    """Name a PNG file after each image: a.png for a.jpg, or a.jpg.png where names would clash."""
+    short = {name: str(Path(name).with_suffix('.png')) for name in images}
     if len(set(short.values())) == len(short):
         return short
-    return {name: f'{name}.png' for name in names}
+    return {name: f'{name}.png' for name in short}
 
 
 def batches(
-    images: dict[str, Path],
-    size: int,
-    begin: Callable[[str], None],
-    report: Callable[[str, str], None],
-) -> Iterator[Batch]:
-    """Read images, a batch at a time, each of images of one size.
-
-    Args:
-        images: Paths by name.
-        size: Images a batch, at most.
-        begin: Called with the name of an image before it is read.
-        report: Called with the name of an image that cannot be read, and the reason.
-    """
-    batch: Batch = []
-    for name, path in images.items():
-        begin(name)
-        try:
-            pixels = read_image(path)
-        except ValueError as error:
-            report(name, str(error))
-            continue
-        if batch and batch[0][1].shape != pixels.shape:
+    images: Iterable[tuple[str, LoadedImage]], size: int
+) -> Iterator[list[tuple[str, LoadedImage]]]:
+    """Group images in a row that have one size behind the pipeline, at most ``size`` a batch."""
+    for _, group in groupby(images, key=lambda item: item[1].data['inputs'].shape):
+        while batch := list(islice(group, size)):
             yield batch
-            batch = []
-        batch.append((name, pixels))
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def main(argv: Sequence[str] | None = None) -> None:

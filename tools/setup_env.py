@@ -7,14 +7,12 @@ step, which compiles; `--wheel` compiles and installs nothing, so that others ca
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
-from pathlib import Path
 
 import doctor
 
@@ -49,29 +47,22 @@ def is_done(step: str) -> bool:
 def check_machine() -> None:
     """Stop, before anything is downloaded, where the set-up cannot succeed."""
     compiler = os.environ.get('CXX', 'c++')  # torch's choice
-    compile_nothing = f'echo "#include <optional>" | {compiler} -std=c++17 -fsyntax-only -x c++ -'
-    compiled = subprocess.run(compile_nothing, shell=True, capture_output=True)
+    source = '#include <optional>\n#include <Python.h>\n'
+    command = f'{compiler} -std=c++17 -fsyntax-only -I{sysconfig.get_path("include")} -x c++ -'
+    compiled = subprocess.run(command, shell=True, capture_output=True, input=source.encode())
     free = shutil.disk_usage(ROOT).free / 1e9
-    problems = {
-        f'{sys.executable} has no ensurepip; install it (Debian, Ubuntu: python3-venv)': (
-            not PYTHON.exists() and importlib.util.find_spec('ensurepip') is None
-        ),
-        f'{sys.executable} has no Python.h; install it (Debian, Ubuntu: python3-dev)': (
-            not Path(sysconfig.get_path('include'), 'Python.h').exists()
-        ),
-        f'.venv was made with another Python than {sys.executable}, or with one that is gone; '
-        'remove it (`rm -rf .venv`) and retry': (
-            PYTHON.is_symlink() and not (PYTHON.exists() and SITE.exists())
-        ),
-        f'no C++17 compiler (tried {compiler}); install one (Debian, Ubuntu: g++), or name it, as '
-        'in `CXX=clang++ make setup`': compiled.returncode != 0,
-        f'{free:.1f} GB free in {ROOT}, {REQUIRED_GB} GB needed': (
-            free < REQUIRED_GB and not (SITE / 'torch').exists()
-        ),
-    }
-    for problem, found in problems.items():
-        if found:
-            sys.exit(f'set-up stopped: {problem}')
+    if compiled.returncode:
+        problem = (
+            f'no C++17 compiler with Python.h (tried {compiler}); install them (Debian, Ubuntu: '
+            'g++ and python3-dev), or name one, as in `CXX=clang++ make setup`'
+        )
+    elif PYTHON.is_symlink() and not (PYTHON.exists() and SITE.exists()):
+        problem = f'.venv was not made with {sys.executable}; remove it (`rm -rf .venv`) and retry'
+    elif free < REQUIRED_GB and not (SITE / 'torch').exists():
+        problem = f'{free:.1f} GB free in {ROOT}, {REQUIRED_GB} GB needed'
+    else:
+        return
+    sys.exit(f'set-up stopped: {problem}')
 
 
 def run(*words: object, quiet: bool = False, env: dict[str, str] = ENV) -> bool:
@@ -92,8 +83,9 @@ def pip(command: str, *arguments: object, env: dict[str, str] = ENV) -> None:
 
 def packages() -> None:
     """Install everything but mmcv's operators."""
-    if not (PYTHON.exists() and run('-m', 'pip', '--version', quiet=True)):
-        subprocess.run([sys.executable, '-m', 'venv', VENV], check=True)
+    made = PYTHON.exists() and run('-m', 'pip', '--version', quiet=True)
+    if not made and subprocess.run([sys.executable, '-m', 'venv', VENV]).returncode:
+        sys.exit('set-up stopped: no environment could be made, see above')
     print('\n[1/3] torch and build tools: some GB to download', flush=True)
     pip('install', '-r', REQUIREMENTS / 'build.txt')
     print('\n[2/3] the toolboxes, mmlavit, and what tests, lint and docs need', flush=True)
@@ -105,14 +97,9 @@ def packages() -> None:
     pip('install', '--no-build-isolation', *files, '-e', ROOT)
 
 
-def operators_run() -> bool:
-    """Whether mmcv's NMS and RoIAlign compute what torchvision's do."""
-    return run('tools/doctor.py', '--only', 'operators', quiet=True)
-
-
 def compile_operators(command: str, *options: object) -> None:
     """Build mmcv against the environment's torch, unless its operators run."""
-    if operators_run():
+    if run('tools/doctor.py', '--only', 'operators', quiet=True):
         return
     print("\n[3/3] mmcv's operators: 10 minutes on 2 cores, unless pip kept a build", flush=True)
     code = 'import sys, doctor; sys.exit(not doctor.compiles_cuda())'

@@ -10,21 +10,16 @@ import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.registry import METRICS
-from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
 from mmlavit.checkpoints import check_checkpoint
-from mmlavit.cli.amp import check_gpu
-from mmlavit.cli.configs import load_config, require
+from mmlavit.cli.configs import check_gpu, load_config, require
 from mmlavit.cli.launch import build_runner, run_tool
 from mmlavit.cli.parsers import ToolParser
-from mmlavit.engine import StrictLoadHook, add_dataset_check
 from mmlavit.errors import UserError
 
 METRIC_FILES = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
 PREDICTION_FILES = ('.pkl', '.pickle')
-# mmseg's metrics that write predictions, each into its output_dir.
-PNG_METRICS = ('IoUMetric', 'CityscapesMetric')
 
 
 class Painter(NamedTuple):
@@ -84,11 +79,11 @@ def test(args: Namespace) -> None:
             does not belong to the model.
     """
     cfg = load_config(args)
-    check_out(args, cfg.default_scope)
+    scope = cfg.default_scope
+    check_out(args, scope)
     check_checkpoint(args.checkpoint)
     require(cfg, 'model', 'test_dataloader', 'test_cfg', 'test_evaluator')
-    cfg.load_from = args.checkpoint
-    cfg.resume = False
+    cfg.load_from, cfg.resume = args.checkpoint, False
     if args.amp:
         check_gpu()
         cfg.test_cfg.fp16 = True
@@ -96,30 +91,24 @@ def test(args: Namespace) -> None:
         paint(cfg, args)
     if args.tta:
         augment(cfg)
-    save_predictions = args.out and args.out_item != 'metrics'
-    if save_predictions and cfg.default_scope == 'mmseg':
-        save_pngs(cfg, args.out)
+    predictions = args.out if args.out_item != 'metrics' else None
+    if predictions and scope == 'mmseg':
+        save_pngs(cfg, predictions)
 
     runner = build_runner(cfg)
-    runner.register_hook(StrictLoadHook())
-    add_dataset_check(runner)
-    if save_predictions and cfg.default_scope != 'mmseg':
-        dump = 'mmdet.DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
+    if predictions and scope != 'mmseg':
+        dump = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
         runner.test_evaluator.metrics.append(
-            METRICS.build({'type': dump, 'out_file_path': args.out})
+            METRICS.build({'type': dump, 'out_file_path': predictions})
         )
     metrics = runner.test()
     if args.out_item == 'metrics' and is_main_process():
-        mmengine.dump(apply_to(metrics, lambda v: hasattr(v, 'tolist'), _to_list), args.out)
-    report(runner)
+        plain = apply_to(metrics, lambda v: hasattr(v, 'tolist'), lambda v: v.tolist())
+        mmengine.dump(plain, args.out)
 
 
 def check_out(args: Namespace, scope: str) -> None:
     """Check ``--out`` and ``--out-item`` before anything is loaded.
-
-    Args:
-        args: The parsed arguments.
-        scope: The toolbox.
 
     Raises:
         UserError: If ``--out`` has an extension that cannot hold what was asked for.
@@ -141,10 +130,6 @@ def check_out(args: Namespace, scope: str) -> None:
 def paint(cfg: Config, args: Namespace) -> None:
     """Turn on the visualization hook of the toolbox, adding it where the config has none.
 
-    Args:
-        cfg: The config, changed in place.
-        args: The parsed arguments.
-
     Raises:
         UserError: If the toolbox cannot paint as the arguments say.
     """
@@ -154,33 +139,23 @@ def paint(cfg: Config, args: Namespace) -> None:
         raise UserError(f'--interval: {painter.hook} of {scope} paints every test image')
     if args.tta and scope == 'mmpretrain':
         raise UserError('--tta: VisualizationHook of mmpretrain cannot paint augmented images')
-    backend = {'type': 'LocalVisBackend'}
-    visualizer = cfg.setdefault(
-        'visualizer', ConfigDict(type=painter.visualizer, vis_backends=[backend])
-    )
+    visualizer = cfg.setdefault('visualizer', ConfigDict(type=painter.visualizer))
     hook = cfg.setdefault('default_hooks', ConfigDict()).setdefault(
         'visualization', ConfigDict(type=painter.hook)
     )
-    hook[painter.switch] = True
-    hook.update(show=args.show, wait_time=args.wait_time)
+    hook.update({painter.switch: True}, show=args.show, wait_time=args.wait_time)
     if scope == 'mmpretrain':
         hook.interval = args.interval or 1
-    if args.show_dir:
-        show_dir = str(Path(args.show_dir).absolute())
-        if painter.out_dir is not None:
-            hook[painter.out_dir] = show_dir
-        else:
-            visualizer.save_dir = show_dir
-            backends = visualizer.get('vis_backends') or []
-            if backend['type'] not in [other.get('type') for other in backends]:
-                visualizer.vis_backends = [*backends, backend]
+    show_dir = str(Path(args.show_dir).absolute()) if args.show_dir else None
+    if painter.out_dir is not None and show_dir:
+        hook[painter.out_dir] = show_dir
+    elif show_dir:
+        visualizer.save_dir = show_dir
+        visualizer.vis_backends = [ConfigDict(type='LocalVisBackend')]
 
 
 def augment(cfg: Config) -> None:
     """Test with the config's augmentation, else with the horizontal flip.
-
-    Args:
-        cfg: The config, changed in place.
 
     Raises:
         UserError: If the toolbox has no default augmentation and the config none of its own, or
@@ -192,51 +167,36 @@ def augment(cfg: Config) -> None:
         raise UserError(f'--tta: {cfg.filename} has no {", ".join(missing)}')
     if 'tta_model' in missing:
         cfg.tta_model = ConfigDict(TTA_MODELS[scope])
-    if 'DetTTAModel' in str(cfg.tta_model.type) and _predicts_masks(cfg.model):
+    has_masks = cfg.model.get('mask_head') or (cfg.model.get('roi_head') or {}).get('mask_head')
+    if 'DetTTAModel' in str(cfg.tta_model.type) and has_masks:
         raise UserError('--tta: DetTTAModel of mmdet merges boxes only, and this model has masks')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
     if 'tta_pipeline' in missing:
-        cfg.tta_pipeline = flip_pipeline(dataset.pipeline, scope)
+        *transforms, pack = deepcopy(dataset.pipeline)
+        if scope == 'mmdet':
+            # DetTTAModel reads both to flip the boxes back; the default keys have them.
+            pack.pop('meta_keys', None)
+        flips = [ConfigDict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+        augmented = ConfigDict(type='TestTimeAug', transforms=[flips, [pack]])
+        cfg.tta_pipeline = [*transforms, augmented]
     dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
-def flip_pipeline(pipeline: list[ConfigDict], scope: str) -> list[ConfigDict]:
-    """Let a test pipeline yield every image twice, flipped and as it is.
-
-    Args:
-        pipeline: A pipeline whose last transform packs the inputs.
-        scope: The toolbox.
-    """
-    *transforms, pack = deepcopy(pipeline)
-    if scope == 'mmdet':
-        # DetTTAModel reads both to flip the boxes back; the default keys have them.
-        pack.pop('meta_keys', None)
-    flips = [ConfigDict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
-    return [*transforms, ConfigDict(type='TestTimeAug', transforms=[flips, [pack]])]
-
-
-def _predicts_masks(model: ConfigDict) -> bool:
-    return bool(model.get('mask_head') or (model.get('roi_head') or {}).get('mask_head'))
-
-
 def save_pngs(cfg: Config, directory: str) -> None:
     """Let mmseg's metrics write their predictions.
-
-    Args:
-        cfg: The config, changed in place.
-        directory: Where the PNG files go.
 
     Raises:
         UserError: If no metric of the config can write predictions, or the folder cannot be made.
     """
     evaluator = cfg.test_evaluator
     metrics = evaluator if isinstance(evaluator, list) else [evaluator]
-    writers = [metric for metric in metrics if metric.get('type') in PNG_METRICS]
+    kinds = ('IoUMetric', 'CityscapesMetric')
+    writers = [m for m in metrics if any(kind in str(m.get('type')) for kind in kinds)]
     if not writers:
-        raise UserError(f'--out: test_evaluator has no {" or ".join(PNG_METRICS)}')
+        raise UserError(f'--out: test_evaluator has no {" or ".join(kinds)}')
     try:
         # mmseg makes it in the first process, and others may write before that.
         Path(directory).mkdir(parents=True, exist_ok=True)
@@ -244,21 +204,6 @@ def save_pngs(cfg: Config, directory: str) -> None:
         raise UserError(f'--out {directory!r} cannot be made: {error.strerror}') from error
     for metric in writers:
         metric.output_dir = directory
-
-
-def _to_list(value: object) -> object:
-    return value.tolist()  # type: ignore[attr-defined]
-
-
-def report(runner: Runner) -> None:
-    """Say where mmengine wrote the metrics.
-
-    Args:
-        runner: The runner, after the test.
-    """
-    path = Path(runner.log_dir, f'{runner.timestamp}.json')
-    if is_main_process() and path.is_file():
-        runner.logger.info(f'Metrics: {path}')
 
 
 def main(argv: Sequence[str] | None = None) -> None:

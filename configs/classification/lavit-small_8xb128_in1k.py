@@ -4,13 +4,14 @@ _base_ = [
     '../_base_/models/lavit_cls.py',
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
     'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py',
-    'mmpretrain::_base_/default_runtime.py',
+    '../_base_/runtimes/mmpretrain.py',
 ]
 
 train_dataloader = dict(batch_size=128)  # 8 GPUs x 128 = 1024, for which lr is 1e-3
 val_dataloader = dict(batch_size=128)
 test_dataloader = val_dataloader
 
+train_cfg = dict(_delete_=True, type='mmlavit.ResumableEpochLoop', max_epochs=300, val_interval=1)
 optim_wrapper = dict(clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(

@@ -3,5 +3,5 @@ _base_ = [
     '../_base_/models/mask-rcnn_lavit_fpn.py',
     '../_base_/datasets/coco_instance_ms-crop.py',
     '../_base_/schedules/coco_adamw_3x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/runtimes/mmdet.py',
 ]

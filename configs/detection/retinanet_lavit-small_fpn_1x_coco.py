@@ -5,5 +5,5 @@ _base_ = [
     '../_base_/models/retinanet_lavit_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
     '../_base_/schedules/coco_adamw_1x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/runtimes/mmdet.py',
 ]

@@ -4,5 +4,5 @@ _base_ = [
     '../_base_/models/retinanet_lavit_fpn.py',
     '../_base_/datasets/coco_detection_ms-crop.py',
     '../_base_/schedules/coco_adamw_3x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/runtimes/mmdet.py',
 ]

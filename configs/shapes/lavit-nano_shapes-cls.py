@@ -3,7 +3,7 @@
 _base_ = [
     '../_base_/models/lavit_cls.py',
     '../_base_/datasets/shapes.py',
-    'mmpretrain::_base_/default_runtime.py',
+    '../_base_/runtimes/mmpretrain.py',
 ]
 
 model = dict(
@@ -56,7 +56,7 @@ val_evaluator = dict(type='Accuracy', topk=1)
 test_evaluator = val_evaluator
 
 # 1200 / 32 = 38 iterations an epoch, 304 in all
-train_cfg = dict(by_epoch=True, max_epochs=8, val_interval=2)
+train_cfg = dict(type='mmlavit.ResumableEpochLoop', max_epochs=8, val_interval=2)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(
@@ -80,7 +80,5 @@ auto_scale_lr = dict(enable=False, base_batch_size=32)
 custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(max_keep_ckpts=1),
     visualization=dict(rescale_factor=3),
 )
-randomness = dict(seed=0)

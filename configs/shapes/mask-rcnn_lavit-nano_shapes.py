@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/mask-rcnn_lavit_fpn.py',
     '../_base_/datasets/shapes_coco.py',
     '../_base_/schedules/shapes_detection.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/runtimes/mmdet.py',
 ]
 
 model = dict(
@@ -39,6 +39,5 @@ model = dict(
 )
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(max_keep_ckpts=1),
     visualization=dict(score_thr=0.5),
 )

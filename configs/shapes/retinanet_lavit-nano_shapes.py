@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/retinanet_lavit_fpn.py',
     '../_base_/datasets/shapes_coco.py',
     '../_base_/schedules/shapes_detection.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/runtimes/mmdet.py',
 ]
 
 model = dict(
@@ -17,4 +17,4 @@ model = dict(
     test_cfg=dict(max_per_img=20),
 )
 test_evaluator = val_evaluator = dict(metric='bbox')
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10))

@@ -18,4 +18,4 @@ model = dict(
     decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=4, norm_cfg=norm_cfg),
     auxiliary_head=dict(in_channels=128, channels=64, num_classes=4, norm_cfg=norm_cfg),
 )
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=450, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=450))

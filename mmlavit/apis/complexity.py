@@ -1,5 +1,6 @@
 """Count parameters and multiply-adds of a model, part by part."""
 
+from collections import defaultdict
 from collections.abc import Container
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from mmlavit.models.layers import (
     VanillaAttention,
 )
 
-__all__ = ['Count', 'count_complexity', 'multiply_adds']
+__all__ = ['Count', 'assumed_rois', 'count_complexity', 'multiply_adds']
 
 # A layer is of one kind; what is left of the backbone is 'backbone, other'.
 LAYERS: dict[str, type[nn.Module]] = {
@@ -29,30 +30,17 @@ LAYERS: dict[str, type[nn.Module]] = {
     'FFN': ConvFFN,
     'norms': nn.LayerNorm,
 }
-# Containers whose children are listed one by one.
-CONTAINERS = ('roi_head',)
-# No image passes these after training.
-TRAINING_ONLY = {'auxiliary_head'}
 
 
 class Count(NamedTuple):
-    """Cost of a part.
-
-    Attributes:
-        parameters: Learned values.
-        macs: Multiply-adds of one image.
-    """
+    """Learned values of a part, and its multiply-adds for one image."""
 
     parameters: int
     macs: int
 
 
 class Inference(nn.Module):
-    """What a model computes for an image, as far as it does not depend on what is in it.
-
-    Args:
-        model: Classifier, detector or segmentor of the toolboxes, or a classifier of our own.
-    """
+    """What a model computes for an image, as far as it does not depend on what is in it."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -64,30 +52,20 @@ class Inference(nn.Module):
         extract = model.extract_feat if hasattr(model, 'extract_feat') else model.forward_features
         features = extract(x)
         for name in ('head', 'decode_head', 'rpn_head', 'bbox_head'):
-            head = getattr(model, name, None)
-            if head is not None:
+            for head in _as_list(getattr(model, name, None)):
                 head(features)
-        roi_head, rois = getattr(model, 'roi_head', None), assumed_rois(model)
-        if rois is None:
-            return
-        boxes, masks = rois
-        for kind, count in (('bbox', boxes), ('mask', masks)):
-            extractors = _as_list(getattr(roi_head, f'{kind}_roi_extractor', None))
-            heads = _as_list(getattr(roi_head, f'{kind}_head', None))
+        for kind, count in zip(('bbox', 'mask'), assumed_rois(model) or (), strict=False):
+            extractors = _as_list(getattr(model.roi_head, f'{kind}_roi_extractor', None))
+            heads = _as_list(getattr(model.roi_head, f'{kind}_head', None))
             for extractor, head in zip(extractors, heads, strict=True):
                 side = extractor.roi_layers[0].output_size
                 head(x.new_empty(count, extractor.out_channels, *side))
 
 
 def assumed_rois(model: Any) -> tuple[int, int] | None:
-    """How many regions a two-stage detector's heads are counted for.
+    """How many regions a two-stage detector's box heads and mask heads are counted for.
 
-    Args:
-        model: A model of the toolboxes.
-
-    Returns:
-        The most that its config lets through to the box heads and to the mask heads, if any, None
-        for a model without RoI heads.
+    Those are the most that its config lets through; None for a model without RoI heads.
 
     Raises:
         UserError: If the config does not say.
@@ -143,36 +121,14 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> dict[str, Coun
         shape: Height and width of the image in pixels.
 
     Returns:
-        The cost of each part, in the order of the data; parts that an image does not pass, such as
-        an auxiliary head, have no multiply-adds.
+        The cost of each part, in the order of the data; an auxiliary head, which only training
+        has a use for, has no multiply-adds.
 
     Raises:
         UserError: If the model has parts whose cost is not known, or cannot run on such an image.
     """
+    kind = type(model).__name__
     model = revert_sync_batchnorm(model)
-    parts = _parts(model)
-    found = _probe(model, shape, set(parts.values()))
-    counts = {part: [0, 0] for part in (*LAYERS, *parts.values())}
-    for name, parameter in model.named_parameters():
-        counts[_part_of(name, parts)][0] += parameter.numel()
-    inner = 'model.'
-    macs = {name.removeprefix(inner): n for name, n in found.items() if name.startswith(inner)}
-    for name, value in macs.items():
-        counts[_part_of(name, parts)][1] += value
-        outer = _enclosing(name, macs)
-        if outer:  # whose count holds this one
-            counts[_part_of(outer, parts)][1] -= value
-    assert sum(macs for _, macs in counts.values()) == found[''], 'a part is missing'
-    return {part: Count(*count) for part, count in counts.items() if any(count)}
-
-
-def _probe(model: Any, shape: tuple[int, int], parts: set[str]) -> dict[str, int]:
-    """Count a model module by module, and see to it that all parts of it have been entered."""
-    kind, entered = type(model).__name__, set()
-    handles = [
-        module.register_forward_pre_hook(lambda module, args: entered.add(module))
-        for module in model.modules()
-    ]
     try:
         found = multiply_adds(Inference(model), shape, channels_of(model))
     except UserError:
@@ -182,40 +138,47 @@ def _probe(model: Any, shape: tuple[int, int], parts: set[str]) -> dict[str, int
         raise UserError(
             f'a {kind} cannot be counted on an image of {shape[0]}x{shape[1]}: {reason}'
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    unknown = [name for name, _ in model.named_parameters(recurse=False)]
-    for name, module in model.named_modules():
-        # the layers inside are the part's own affair
-        used = not entered.isdisjoint(module.modules())
-        if name in parts - TRAINING_ONLY and not used and any(True for _ in module.parameters()):
-            unknown.append(name)
+    parts = _parts(model)
+    counts = defaultdict(lambda: [0, 0], {part: [0, 0] for part in (*LAYERS, *parts.values())})
+    for name, parameter in model.named_parameters():
+        counts[_part_of(name, parts)][0] += parameter.numel()
+    macs = {n.removeprefix('model.'): value for n, value in found.items() if n.startswith('model.')}
+    for name, value in macs.items():
+        counts[_part_of(name, parts)][1] += value
+        outer = _enclosing(name, macs)
+        if outer:  # whose count holds this one
+            counts[_part_of(outer, parts)][1] -= value
+    assert sum(macs for _, macs in counts.values()) == found[''], 'a part is missing'
+    unknown = [
+        part
+        for part, (parameters, macs) in counts.items()
+        if parameters and not macs and part not in ('norms', 'auxiliary_head')
+    ]
     if unknown:
         raise UserError(
             f'a {kind} cannot be counted: it is not known what {", ".join(unknown)} costs'
         )
-    return found
+    return {part: Count(*count) for part, count in counts.items() if any(count)}
 
 
 def _parts(model: Any) -> dict[str, str]:
     """The part that the module of a name belongs to; a name stands for all below it."""
-    parts: dict[str, str] = {}
-    for name, child in model.named_children():
-        if name in CONTAINERS:
-            parts |= {f'{name}.{inner}': f'{name}.{inner}' for inner, _ in child.named_children()}
-        elif name != 'backbone':
-            parts[name] = name
-    layers: dict[str, str] = {}
+    parts = {'backbone': 'backbone, other'}
     for name, module in model.backbone.named_modules(prefix='backbone'):
         part = next((part for part, kind in LAYERS.items() if isinstance(module, kind)), None)
         if part is not None:
-            layers[name] = part
-    return {'backbone': 'backbone, other'} | layers | parts
+            parts[name] = part
+    for name, child in model.named_children():
+        if name == 'roi_head':
+            parts |= {f'{name}.{inner}': f'{name}.{inner}' for inner, _ in child.named_children()}
+        elif name != 'backbone':
+            parts[name] = name
+    return parts
 
 
 def _part_of(name: str, parts: dict[str, str]) -> str:
-    return parts[name if name in parts else _enclosing(name, parts)]
+    """The part of a module or parameter; one that the model itself holds is a part of its own."""
+    return parts.get(name if name in parts else _enclosing(name, parts), name)
 
 
 def _enclosing(name: str, names: Container[str]) -> str:

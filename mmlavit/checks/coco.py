@@ -14,24 +14,26 @@ __all__ = ['Finding', 'coco_findings', 'unusable_entries']
 # What mmdet and pycocotools look up in every entry, by section.
 NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
     'images': {
-        'id': (int, str),
+        'id': (int, float, str),
         'file_name': (str,),
         'width': (int, float),
         'height': (int, float),
     },
-    'annotations': {'id': (int, str), 'image_id': (int, str), 'category_id': (int, str)},
-    'categories': {'id': (int, str), 'name': (str,)},
+    # pandas writes whole numbers as 1.0, which equal 1 wherever they are looked up
+    'annotations': {
+        'id': (int, float, str),
+        'image_id': (int, float, str),
+        'category_id': (int, float, str),
+    },
+    'categories': {'id': (int, float, str), 'name': (str,)},
 }
 
 
 class Finding(NamedTuple):
     """One thing found in data.
 
-    Attributes:
-        level: ``'FAIL'`` for what stops or spoils a run, ``'warn'`` for what upstream drops,
-            converts or tolerates.
-        kind: What findings of the same kind are called together.
-        text: What was found, and where.
+    ``'FAIL'`` is what stops or spoils a run, ``'warn'`` what upstream drops, converts or tolerates;
+    findings of one ``kind`` are reported together.
     """
 
     level: Literal['FAIL', 'warn']
@@ -40,14 +42,7 @@ class Finding(NamedTuple):
 
 
 def coco_findings(dataset: Any) -> Iterator[Finding]:
-    """Read the annotation file of a COCO dataset as it is.
-
-    Args:
-        dataset: A dataset without a wrapper; those of another make have no findings.
-
-    Returns:
-        The findings, in the order of the file.
-    """
+    """Read the annotation file of a base dataset of mmdet as it is, in its order."""
     if not hasattr(dataset, 'COCOAPI') or not dataset.ann_file:
         return
     content = mmengine.load(dataset.ann_file, file_format='json', backend_args=dataset.backend_args)
@@ -63,6 +58,8 @@ def coco_findings(dataset: Any) -> Iterator[Finding]:
     categories = {category['id'] for category in usable['categories']}
     transforms = getattr(dataset.pipeline, 'transforms', ())
     with_mask = any(getattr(transform, 'with_mask', False) for transform in transforms)
+    with_rle = all(getattr(transform, 'poly2mask', True) for transform in transforms)
+    unread = 0
     crowds: dict[Any, list[bool]] = {}
     for annotation in usable['annotations']:
         image = images.get(annotation['image_id'])
@@ -82,9 +79,15 @@ def coco_findings(dataset: Any) -> Iterator[Finding]:
             if box.level == 'warn':
                 yield box._replace(text=f'{name}: {box.text}')
         elif with_mask:
+            rle = isinstance(annotation.get('segmentation'), dict)
+            unread += rle and not with_rle and not annotation.get('iscrowd')
             for mask in _check_mask(annotation, image):
                 text = f'{dataset.ann_file}: {name}' if mask.level == 'FAIL' else name
                 yield mask._replace(text=f'{text}{mask.text}')
+    if unread:
+        text = f'{dataset.ann_file}: {unread} annotations have run-length masks, which '
+        text += 'LoadAnnotations(poly2mask=False) ignores; set poly2mask=True'
+        yield Finding('FAIL', 'masks that are not read', text)
     skipped = bool((dataset.filter_cfg or {}).get('filter_empty_gt')) and not dataset.test_mode
     for number, image in images.items():
         if number not in crowds:
@@ -99,9 +102,6 @@ def unusable_entries(config: Any) -> Iterator[Finding]:
 
     Args:
         config: Config of a dataset or of a wrapper around some; local JSON files are read.
-
-    Returns:
-        One finding an entry, named by its id or else by its place in the file.
     """
     if not isinstance(config, dict):
         return

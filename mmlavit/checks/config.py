@@ -2,19 +2,30 @@
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from inspect import signature
+from inspect import isroutine, signature
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import ModuleType
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
 from mmlavit.errors import UserError
 
-__all__ = ['RUNNER_KEYS', 'check_work_dir', 'misspelt_keys', 'missing_paths', 'wrong_ann_files']
+__all__ = [
+    'LOADERS',
+    'RUNNER_KEYS',
+    'check_work_dir',
+    'misspelt_keys',
+    'missing_paths',
+    'unmatched_keys',
+    'wrong_ann_files',
+]
 
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # What the runner reads from a config: its arguments, and the keys it looks up by itself.
 RUNNER_KEYS = {
     *signature(Runner.__init__).parameters,
@@ -41,22 +52,17 @@ LOADER_KEYS = {
 
 
 def misspelt_keys(cfg: Config) -> list[str]:
-    """Find keys at the top and in dataloaders that nothing uses.
+    """Find keys that nothing uses, and keys of a dataloader that contradict each other.
 
     A config may hold variables of any name, so at the top only a close match of one of the runner's
-    keys is suspect; a dictionary or list that those are built from, such as ``val_evaluator_a``, is
-    none. A dataloader takes torch's arguments and mmengine's, and no others.
-
-    Args:
-        cfg: The config.
-
-    Returns:
-        One message a key, with the key that was probably meant, where there is one.
+    keys is suspect. What those are built from, such as a dictionary ``val_evaluator_a``, is none,
+    and neither is what a pure Python config imports.
     """
     messages = []
     for key, value in cfg.items():
         close = get_close_matches(key, RESEMBLED_KEYS, 1, SIMILAR)
-        if not close or key in RUNNER_KEYS:
+        imported = isinstance(value, type | ModuleType) or isroutine(value)
+        if not close or key in RUNNER_KEYS or imported:
             continue
         used = isinstance(value, dict | list) and any(
             _holds(cfg[other], value) for other in cfg if other in RUNNER_KEYS
@@ -66,12 +72,19 @@ def misspelt_keys(cfg: Config) -> list[str]:
                 f'the config has the key {key!r}, which nothing reads; did you mean {close[0]!r}? '
                 'A variable of your own needs a name less alike'
             )
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    for name in LOADERS:
         loader = cfg.get(name)
-        for key in sorted(set(loader) - LOADER_KEYS) if isinstance(loader, dict) else ():
+        if not isinstance(loader, dict):
+            continue
+        for key in sorted(set(loader) - LOADER_KEYS):
             close = get_close_matches(key, LOADER_KEYS, 1)
             hint = f'; did you mean {close[0]!r}?' if close else ''
             messages.append(f'{name}: no argument {key!r}{hint}')
+        if loader.get('persistent_workers') and not loader.get('num_workers'):
+            messages.append(
+                f'{name}: persistent_workers=True beside num_workers=0: there are no workers to '
+                'keep; set persistent_workers=False (--no-persistent-workers)'
+            )
     return messages
 
 
@@ -79,13 +92,6 @@ def missing_paths(cfg: Config, key: str) -> list[str]:
     """Find data of a dataloader that is not there.
 
     Only local paths are looked at, and those below a data root only where the root exists.
-
-    Args:
-        cfg: The config.
-        key: Name of a dataloader in it.
-
-    Returns:
-        One message a path.
     """
     messages = []
     for dataset in _datasets(cfg[key]):
@@ -99,7 +105,7 @@ def missing_paths(cfg: Config, key: str) -> list[str]:
         prefix = dataset.get('data_prefix') or {}
         below = {'ann_file': dataset.get('ann_file')}
         below.update(
-            # of masks, the first that is missing is named together with its image
+            # of masks, the first that is missing is named when it is read
             {f'data_prefix.{n}': path for n, path in prefix.items() if n != 'seg_map_path'}
             if isinstance(prefix, dict)
             else {'data_prefix': prefix}
@@ -116,19 +122,12 @@ def missing_paths(cfg: Config, key: str) -> list[str]:
 
 
 def wrong_ann_files(cfg: Config, key: str) -> list[str]:
-    """Find annotation files of an evaluator that are not there, or not those of its data.
+    """Find annotation files of a dataloader's evaluator that are not there, or not its data's.
 
     mmdet's metrics read the file once more, and one of other data numbers its images differently.
     Only local paths are looked at. The two sides are compared in mmdet's configs where the data has
     a single annotation file, which one of the metrics must read: of panoptic data, others read the
     boxes.
-
-    Args:
-        cfg: The config.
-        key: Name of the dataloader whose results are evaluated.
-
-    Returns:
-        One message a file.
     """
     name = key.replace('dataloader', 'evaluator')
     evaluator = cfg.get(name)
@@ -167,11 +166,17 @@ def wrong_ann_files(cfg: Config, key: str) -> list[str]:
     ]
 
 
+def unmatched_keys(cfg: Config, model: nn.Module) -> list[str]:
+    """Find ``custom_keys`` of the optimizer that are part of no parameter's name."""
+    paramwise = cfg.optim_wrapper.get('paramwise_cfg') or {}
+    names = [name for name, _ in model.named_parameters()]
+    return [
+        key for key in paramwise.get('custom_keys') or () if not any(key in name for name in names)
+    ]
+
+
 def check_work_dir(path: str) -> None:
     """Stop where a work dir, which need not exist yet, cannot be written to.
-
-    Args:
-        path: The directory.
 
     Raises:
         UserError: If no file can be made there.

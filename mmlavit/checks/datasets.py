@@ -3,29 +3,30 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import mmengine
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS
+from mmengine.utils import scandir
+from PIL import Image
 from torch import nn
-
-from mmlavit.errors import UserError
 
 __all__ = [
     'base_datasets',
-    'check_heads',
-    'check_labels',
-    'check_samples',
     'class_heads',
     'class_names',
     'dataset_name',
-    'explain_empty',
+    'empty_classes',
+    'files_left_out',
     'listing',
+    'wrong_categories',
+    'wrong_heads',
+    'wrong_instances',
     'wrong_labels',
+    'wrong_order',
 ]
 
-LISTED_NAMES = 10
 # Heads that tell the classes of a dataset apart, by where the toolboxes keep them. RPN heads, for
 # one, do not.
 CLASS_HEADS = re.compile(
@@ -34,81 +35,32 @@ CLASS_HEADS = re.compile(
 
 
 def base_datasets(dataset: Any) -> Iterator[Any]:
-    """Unwrap repeated, concatenated and balanced datasets.
-
-    Args:
-        dataset: A dataset or a wrapper around some.
-
-    Returns:
-        The datasets that hold the samples.
-    """
-    inner = [
-        *(getattr(dataset, 'datasets', None) or ()),
-        *(getattr(dataset, name) for name in ('dataset', '_dataset') if hasattr(dataset, name)),
-    ]
-    if isinstance(dataset, BaseDataset) or not inner:
-        yield dataset
+    """Unwrap guarded, repeated, concatenated and balanced datasets."""
+    inner = [getattr(dataset, name) for name in ('dataset', '_dataset') if hasattr(dataset, name)]
+    inner = inner or list(getattr(dataset, 'datasets', None) or ())
+    if dataset is None or isinstance(dataset, BaseDataset) or not inner:
+        yield from () if dataset is None else (dataset,)
         return
     for wrapped in inner:
         yield from base_datasets(wrapped)
 
 
-def check_samples(dataset: Any) -> None:
-    """Stop where a dataset has no samples, or loses images or classes of its annotation file.
+def wrong_categories(dataset: Any) -> Iterator[str]:
+    """Compare the classes of a base dataset with the annotation file of mmdet.
 
     mmdet drops a class that a COCO annotation file lacks, and numbers the labels in the order of
-    the file, whatever the order of the classes.
-
-    Args:
-        dataset: A dataset or a wrapper around some.
-
-    Raises:
-        UserError: If image ids are not unique, a category is missing or stands elsewhere, or a
-            dataset is empty; the message names the files and what both sides have.
+    the file, whatever the order of the classes, by which results are named.
     """
-    for base in base_datasets(dataset):
-        _check_categories(base)
-        _check_not_empty(base)
-
-
-def explain_empty(config: dict[str, Any]) -> None:
-    """Stop where a dataset that could not be built has no samples.
-
-    Args:
-        config: Config of a dataset or of a wrapper around some. One that cannot be built for
-            another reason is left alone, since the caller has its error.
-
-    Raises:
-        UserError: As :func:`check_samples`.
-    """
-    inner = [config['dataset']] if 'dataset' in config else config.get('datasets', ())
-    for wrapped in inner:
-        explain_empty(wrapped)
-    if inner:
+    classes = class_names(dataset)
+    if isinstance(classes, str):
+        yield (
+            f'{dataset_name(dataset)}: metainfo has classes={classes!r}, expected a sequence of '
+            f'names; for one class write ({classes!r},) with the comma'
+        )
         return
-    try:
-        dataset = DATASETS.build({**config, 'serialize_data': False})
-    except Exception:
-        # Not every dataset has the argument.
-        return
-    check_samples(dataset)
-
-
-def _check_not_empty(dataset: Any) -> None:
-    if not hasattr(dataset, '__len__') or len(dataset):
-        return
-    filters = ', '.join(
-        f'{name}={getattr(dataset, name)!r}'
-        for name in ('img_suffix', 'filter_cfg')
-        if getattr(dataset, name, None) is not None
-    )
-    raise UserError(
-        f'{dataset_name(dataset)} has no samples{f" with {filters}" if filters else ""}'
-    )
-
-
-def _check_categories(dataset: Any) -> None:
-    ids, classes = getattr(dataset, 'cat_ids', None), class_names(dataset)
+    if hasattr(dataset, '__len__') and not len(dataset):
+        yield f'{dataset_name(dataset)} has no samples'
+    ids = getattr(dataset, 'cat_ids', None)
     if ids is None or not hasattr(dataset, 'COCOAPI') or classes is None:
         return
     # The classes that a dataset comes with fit its own files, which are large.
@@ -120,36 +72,51 @@ def _check_categories(dataset: Any) -> None:
     )
     repeated = [i for i, n in Counter(i['id'] for i in annotations['images']).items() if n > 1]
     if repeated:
-        raise UserError(
+        yield (
             f'{dataset_name(dataset)}: several images have the same id, and mmdet would keep one '
-            f'of each: {listing([str(i) for i in repeated])}'
+            f'of each: {listing(repeated)}'
         )
     names = {category['id']: category['name'] for category in annotations['categories']}
     missing = [name for name in classes if name not in names.values()]
     if missing:
-        raise UserError(
+        yield (
             f'{dataset_name(dataset)}: {len(missing)} of its {len(classes)} classes are no '
             f'category of the annotation file: {listing(missing)}; the file has '
-            f'{listing(names.values())}. Set metainfo=dict(classes=...) of the dataset'
+            f'{listing(list(names.values()))}. Set metainfo=dict(classes=...) of the dataset'
         )
+        return
     found = [names[category] for category in ids]
     if found != list(classes):
-        raise UserError(
-            f'{dataset_name(dataset)}: mmdet numbers labels in the order of the annotation file, '
-            f'{listing(found)}, and metainfo has the classes as {listing(classes)}. '
-            'Write them in the order of the file'
+        yield (
+            f'{dataset_name(dataset)}: the file has its categories in the order {listing(found)}, '
+            f'by which mmdet numbers labels, and metainfo names them {listing(classes)}. Reorder '
+            f'the categories of {dataset.ann_file} to {listing(classes)}'
+        )
+
+
+def wrong_order(dataset: Any, expected: Sequence[str] | None, whose: str) -> Iterator[str]:
+    """Compare the classes of a base dataset with those that a model learns or has learned.
+
+    Args:
+        dataset: A dataset without a wrapper.
+        expected: The classes in the order of the model's labels; ``None`` where that is not known.
+        whose: Where they come from.
+    """
+    classes = class_names(dataset)
+    if None in (classes, expected) or list(classes or ()) == list(expected or ()):
+        return
+    if sorted(classes or ()) == sorted(expected or ()):
+        yield (
+            f'{dataset_name(dataset)}: its classes are in the order {listing(classes or ())}, '
+            f'those of {whose} {listing(expected or ())}: one label would mean two classes. Use '
+            f'the order of {whose}, for the categories of annotation files as well'
         )
 
 
 def class_heads(model: nn.Module) -> dict[str, nn.Module]:
-    """Find the heads that tell the classes of a dataset apart.
+    """Find the heads that tell the classes of a dataset apart, by name.
 
-    Args:
-        model: The model without wrappers.
-
-    Returns:
-        The heads by name. Class-agnostic ones are left out, and models that read their classes
-        from a text have none.
+    Class-agnostic ones are left out, and models that read their classes from a text have none.
     """
     if hasattr(model, 'language_model'):
         return {}
@@ -164,64 +131,42 @@ def class_heads(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def check_heads(model: nn.Module, dataset: Any) -> None:
-    """Stop where a head has another number of classes than the dataset.
-
-    Args:
-        model: The model without wrappers.
-        dataset: A dataset without a wrapper.
-
-    Raises:
-        UserError: If a head disagrees; the message names both numbers.
-    """
+def wrong_heads(model: nn.Module, dataset: Any) -> Iterator[str]:
+    """Find heads with another number of classes, or another label to ignore, than a dataset."""
     classes = class_names(dataset)
     if classes is None:
         return
     # A panoptic dataset has classes that its box and mask heads do not see.
     classes = dataset.metainfo.get('thing_classes', classes)
+    heads = class_heads(model)
     wrong = [
         f'model.{name}.num_classes is {head.num_classes}'
-        for name, head in class_heads(model).items()
+        for name, head in heads.items()
         if head.num_classes != len(classes)
     ]
     if wrong:
-        raise UserError(
+        yield (
             f'{", ".join(wrong)}, but {dataset_name(dataset)} has {len(classes)} classes: '
             f'{listing(classes)}'
         )
-
-
-def check_labels(model: nn.Module, dataset: Any) -> None:
-    """Stop where an annotation file of mmpretrain has a label beyond the classes.
-
-    Such a label ends a run on the CPU with an index, and one on a GPU with a device-side assertion.
-
-    Args:
-        model: The model without wrappers, which knows the number of classes where the dataset
-            does not.
-        dataset: A dataset without a wrapper.
-
-    Raises:
-        UserError: If there is such a label; the message names the first image and its label.
-    """
-    # Folders number their labels themselves.
-    if getattr(dataset, 'ann_file', ''):
-        for message in wrong_labels(model, dataset):
-            raise UserError(message)
+    ignored = getattr(dataset, 'ignore_index', None)
+    for name, head in heads.items():
+        index: Any = getattr(head, 'ignore_index', ignored)
+        if ignored is not None and index != ignored:
+            yield (
+                f'model.{name}.ignore_index is {index}, but {dataset_name(dataset)} has '
+                f'ignore_index={ignored}; set both alike'
+            )
 
 
 def wrong_labels(model: nn.Module, dataset: Any) -> Iterator[str]:
-    """Find labels of mmpretrain beyond the classes.
+    """Find labels beyond the classes in an annotation file of mmpretrain, one message an image.
 
-    Args:
-        model: As :func:`check_labels` takes it.
-        dataset: A dataset without a wrapper.
-
-    Returns:
-        One message an image.
+    Such a label ends a run on the CPU with an index, and one on a GPU with a device-side assertion.
+    Where the dataset does not know the number of classes, the heads do.
     """
-    # mmdet numbers labels itself, whatever the ids of an annotation file.
-    if not hasattr(dataset, 'get_gt_labels'):
+    # mmdet numbers labels itself, and so do folders.
+    if not hasattr(dataset, 'get_gt_labels') or not getattr(dataset, 'ann_file', ''):
         return
     classes = class_names(dataset)
     counts: list[Any] = [head.num_classes for head in class_heads(model).values()]
@@ -237,30 +182,51 @@ def wrong_labels(model: nn.Module, dataset: Any) -> Iterator[str]:
             )
 
 
-def class_names(dataset: Any) -> Sequence[str] | None:
-    """Names of a dataset's classes, ``None`` where it has none.
-
-    Args:
-        dataset: A dataset without a wrapper.
-
-    Raises:
-        UserError: If the classes are one string.
-    """
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-    if isinstance(classes, str):
-        raise UserError(
-            f'{dataset_name(dataset)}: metainfo has classes={classes!r}, expected a sequence of '
-            f'names; for one class write ({classes!r},) with the comma'
+def wrong_instances(dataset: Any) -> Iterator[str]:
+    """Find training data of mmdet in which no annotation counts, such as boxes from 0 to 1."""
+    if not hasattr(dataset, 'get_data_info') or not len(dataset):
+        return
+    if 'instances' not in dataset.get_data_info(0):
+        return
+    listed = (i for n in range(len(dataset)) for i in dataset.get_data_info(n)['instances'])
+    if all(instance.get('ignore_flag') for instance in listed):
+        yield (
+            f'{dataset_name(dataset)}: no image has an annotation that counts: all are crowds, or '
+            'their boxes were dropped, which tools/check.py --data explains'
         )
-    return classes
+
+
+def empty_classes(dataset: Any) -> list[str]:
+    """Find classes of mmpretrain that no image belongs to."""
+    classes = class_names(dataset)
+    if classes is None or not hasattr(dataset, 'get_gt_labels'):
+        return []
+    found = {label for i in range(len(dataset)) for label in dataset.get_cat_ids(i)}
+    return [name for label, name in enumerate(classes) if label not in found]
+
+
+def files_left_out(dataset: Any) -> list[str]:
+    """Find images beside those of a dataset that have another suffix than it looks for."""
+    prefixes = getattr(dataset, 'data_prefix', None) or {}
+    folder = prefixes.get('img_path')
+    suffixes = getattr(dataset, 'img_suffix', None) or getattr(dataset, 'extensions', None)
+    if getattr(dataset, 'ann_file', '') or not suffixes or not Path(folder or '.').is_dir():
+        return []
+    files = scandir(folder, tuple(Image.registered_extensions()), True, case_sensitive=False)
+    # mmpretrain compares without the case, mmseg with it.
+    lower = isinstance(suffixes, tuple)
+    return sorted(
+        file for file in files if not (file.lower() if lower else file).endswith(suffixes)
+    )
+
+
+def class_names(dataset: Any) -> Sequence[str] | None:
+    """Names of a base dataset's classes, ``None`` where it has none."""
+    return (getattr(dataset, 'metainfo', None) or {}).get('classes')
 
 
 def dataset_name(dataset: Any) -> str:
-    """What messages call a dataset: its type and where it lies.
-
-    Args:
-        dataset: A dataset without a wrapper.
-    """
+    """What messages call a base dataset: its type and where it lies."""
     prefixes = getattr(dataset, 'data_prefix', None) or {}
     where = (
         getattr(dataset, 'ann_file', None)
@@ -270,12 +236,7 @@ def dataset_name(dataset: Any) -> str:
     return f'{type(dataset).__name__}{f" ({where})" if where else ""}'
 
 
-def listing(names: Collection[str]) -> str:
-    """The first names, and how many more there are.
-
-    Args:
-        names: The names.
-    """
-    rest = len(names) - LISTED_NAMES
-    more = f' and {rest} more' if rest > 0 else ''
-    return ', '.join(list(names)[:LISTED_NAMES]) + more
+def listing(names: Collection[Any], most: int = 10) -> str:
+    """The first names, and how many more there are."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(map(str, list(names)[:most])) + more

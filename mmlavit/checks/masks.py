@@ -1,167 +1,132 @@
 """Whether the masks of mmseg hold classes; what cannot be judged is left alone."""
 
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import mmcv
 import numpy as np
 from mmengine import fileio
+from PIL import Image
 
-from mmlavit.errors import UserError
+from mmlavit.datasets.guarded import SampleError, no_mask, other_size, why_unreadable
 
 from .datasets import class_names, dataset_name, listing
-from .image_files import no_mask, unreadable
 
-__all__ = ['MaskValues', 'check_mask', 'check_masks', 'mask_values']
+__all__ = ['labels_of_mask', 'mask_loader', 'upright', 'wrong_masks']
 
-
-class MaskValues(NamedTuple):
-    """What the masks of a dataset of mmseg may hold.
-
-    Attributes:
-        classes: Names of the classes.
-        num_values: How many classes the files have, of which the dataset may have a choice.
-        reduce_zero: Whether 0 is no class in the files.
-        ignored: Labels that do not count.
-    """
-
-    classes: Sequence[str]
-    num_values: int
-    reduce_zero: bool
-    ignored: Collection[int]
-
-    def wrong_in_file(self, mask: np.ndarray) -> list[int]:
-        """Find values of a file that are no class.
-
-        Args:
-            mask: What the file holds, shape (height, width).
-        """
-        found = np.unique(mask).tolist()
-        return [value for value in found if self._is_wrong(_label(value, self.reduce_zero))]
-
-    def wrong_in_labels(self, labels: np.ndarray) -> list[int]:
-        """Find labels that are no class, as cheaply as every sample needs it.
-
-        Args:
-            labels: What mmseg's loader made of a file, shape (height, width).
-
-        Returns:
-            The values of the file.
-        """
-        wrong = labels >= len(self.classes)
-        # What a choice of classes leaves out becomes 255.
-        left_out = (255,) if self.num_values > len(self.classes) else ()
-        for label in (*left_out, *self.ignored):
-            wrong &= labels != label
-        found = np.unique(labels[wrong]).tolist()
-        return [label + (self.reduce_zero and label != 255) for label in found]
-
-    def message(self, path: str | None, wrong: Sequence[int]) -> str:
-        """Tell what is wrong with a mask.
-
-        Args:
-            path: The file.
-            wrong: Its values that are no class.
-        """
-        first, last = int(self.reduce_zero), self.num_values - 1 + self.reduce_zero
-        found = listing([str(value) for value in wrong])
-        return (
-            f'{path}: the mask has the values {found}, expected {first} to {last} for the '
-            f'{self.num_values} classes ({listing(self.classes)}) or what is ignored: '
-            f'{", ".join(map(str, sorted(self.ignored)))}'
-            f'{" and 0, since reduce_zero_label is True" if self.reduce_zero else ""}'
-        )
-
-    def _is_wrong(self, label: int) -> bool:
-        return not 0 <= label < self.num_values and label not in self.ignored
+ORIENTATION = 0x0112
 
 
-def mask_values(dataset: Any, ignored: Collection[int]) -> MaskValues | None:
-    """What the masks of a dataset may hold, ``None`` where that is not known.
+def wrong_masks(dataset: Any, num_masks: int, training: bool) -> Iterator[str]:
+    """Read some evenly spaced masks of a base dataset, and find the first that is wrong.
+
+    Training data whose masks hold a single one of several classes teaches nothing. Of a few masks
+    that may be chance, so the others are read as well until one holds another class.
 
     Args:
         dataset: A dataset without a wrapper.
-        ignored: Labels that do not count.
+        num_masks: How many masks to read at most; with 0, none is looked at.
+        training: Whether the masks are to be learned from.
     """
-    if _mask_loader(dataset) is None:
-        return None
-    classes = class_names(dataset) or ()
-    # With a choice among the classes that the dataset comes with, masks have all of them.
-    num_values = len(dataset.label_map or classes)
-    return MaskValues(classes, num_values, bool(dataset.reduce_zero_label), ignored)
-
-
-def check_masks(dataset: Any, ignored: Collection[int], num_masks: int) -> None:
-    """Stop where a mask of mmseg holds what is no class; some evenly spaced masks are read.
-
-    Args:
-        dataset: A dataset without a wrapper.
-        ignored: Labels that do not count.
-        num_masks: How many masks to read at most.
-
-    Raises:
-        UserError: If a mask is missing, has several channels or values that are no class, or the
-            dataset and its pipeline disagree on what 0 means.
-    """
-    loader = _mask_loader(dataset)
-    if loader is None or not num_masks:
+    loader, classes = mask_loader(dataset), class_names(dataset) or ()
+    if loader is None or not num_masks or not len(dataset):
         return
     if loader.reduce_zero_label not in (None, dataset.reduce_zero_label):
-        raise UserError(
+        yield (
             f'{dataset_name(dataset)}: reduce_zero_label is {dataset.reduce_zero_label} for the '
             f'dataset and {loader.reduce_zero_label} for {type(loader).__name__} in its pipeline'
         )
-    for i in np.unique(np.linspace(0, len(dataset) - 1, num_masks).round().astype(int)):
-        check_mask(dataset, int(i), ignored)
+        return
+    spaced = np.unique(np.linspace(0, len(dataset) - 1, num_masks).round().astype(int)).tolist()
+    found: set[int] = set()
+    for count, index in enumerate([*spaced, *(set(range(len(dataset))) - set(spaced))]):
+        counting = found & set(range(len(classes)))
+        if count >= len(spaced) and (len(counting) > 1 or len(classes) < 2 or not training):
+            return
+        try:
+            found |= labels_of_mask(dataset, index)
+        except SampleError as error:
+            yield str(error)
+            return
+    counting = found & set(range(len(classes)))
+    if training and len(classes) > 1 and len(counting) < 2:
+        held = ', '.join(classes[label] for label in counting) or 'none'
+        yield (
+            f'{dataset_name(dataset)}: its {len(dataset)} masks hold {held} of the {len(classes)} '
+            f'classes ({listing(classes)}), and labels that are ignored: '
+            f'{listing(sorted(found - counting)) or "none"}. Number the classes from 0'
+        )
 
 
-def check_mask(dataset: Any, index: int, ignored: Collection[int]) -> None:
-    """Stop where one mask of mmseg holds what is no class.
-
-    Args:
-        dataset: A dataset without a wrapper.
-        index: Number of the sample.
-        ignored: Labels that do not count.
+def labels_of_mask(dataset: Any, index: int) -> set[int]:
+    """Read one mask, and return the labels that it gives; without a known loader, none.
 
     Raises:
-        UserError: If the mask is missing, cannot be read, or has several channels or values that
-            are no class.
+        SampleError: If the mask is missing, cannot be read, has another size than its image,
+            several channels, or values that are no class.
     """
-    loader, values = _mask_loader(dataset), mask_values(dataset, ignored)
+    loader = mask_loader(dataset)
     info = dataset.get_data_info(index) if loader is not None else {}
     path = info.get('seg_map_path')
-    if path is None or values is None:
-        return
-    wrong = values.wrong_in_file(_read_mask(path, info['img_path'], loader))
+    if path is None:
+        return set()
+    mask = _read(path, loader)
+    image = info['img_path']
+    size = None if '://' in image else upright(image)[0]
+    if size is not None and size != mask.shape:
+        raise SampleError(other_size(path, mask.shape, image, size))
+    classes = class_names(dataset) or ()
+    # With a choice among the classes that the dataset comes with, masks have all of them.
+    mapped = dataset.label_map or {}
+    num_values, zero = len(mapped or classes), int(bool(dataset.reduce_zero_label))
+    labels = {v: 255 if zero and v in (0, 255) else v - zero for v in np.unique(mask).tolist()}
+    wrong = [
+        value
+        for value, label in labels.items()
+        if not 0 <= label < num_values and label != dataset.ignore_index
+    ]
     if wrong:
-        raise UserError(values.message(path, wrong))
+        raise SampleError(
+            f'{path}: the mask has the values {listing(wrong)}, expected {zero} to '
+            f'{num_values - 1 + zero} for the {num_values} classes ({listing(classes)}) or what is '
+            f'ignored: {dataset.ignore_index}'
+            f'{" and 0, since reduce_zero_label is True" if zero else ""}'
+        )
+    return {mapped.get(label, label) for label in labels.values()}
 
 
-def _mask_loader(dataset: Any) -> Any:
+def mask_loader(dataset: Any) -> Any:
+    """The transform of mmseg that loads the masks of a base dataset, ``None`` without one."""
     transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
-    loaders = [t for t in transforms if hasattr(t, 'reduce_zero_label')]
-    if class_names(dataset) is None or not loaders or not hasattr(dataset, 'label_map'):
-        return None
-    return loaders[0]
+    loaders = [transform for transform in transforms if hasattr(transform, 'reduce_zero_label')]
+    known = class_names(dataset) is not None and hasattr(dataset, 'label_map')
+    return loaders[0] if loaders and known else None
 
 
-def _read_mask(path: str, image: str, loader: Any) -> np.ndarray:
+def upright(path: str) -> tuple[tuple[int, int] | None, bool]:
+    """Height and width of an image as OpenCV turns it, and whether its EXIF orientation does so.
+
+    The size is ``None`` where Pillow cannot tell.
+    """
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
+            size = image.size if orientation >= 5 else image.size[::-1]
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        return None, False
+    return size, orientation != 1
+
+
+def _read(path: str, loader: Any) -> np.ndarray:
     try:
         content = fileio.get(path, backend_args=loader.backend_args)
-    except FileNotFoundError as error:
-        raise UserError(f'{path}: no such mask; it belongs to {image}') from error
-    try:
         mask = mmcv.imfrombytes(content, flag='unchanged', backend=loader.imdecode_backend)
     except Exception as error:
         # OpenCV and Pillow raise many types, none of which names the file
-        raise UserError(f'{path}: the mask cannot be read: {unreadable(path, error)}') from error
-    if mask is None or mask.squeeze().ndim != 2:
-        found = 'no image' if mask is None else f'an image of {mask.shape[-1]} channels'
-        raise UserError(no_mask(path, found))
-    return mask
-
-
-def _label(value: int, reduce_zero: bool) -> int:
-    if not reduce_zero:
-        return value
-    return 255 if value in (0, 255) else value - 1
+        reason = why_unreadable(path) or str(error) or type(error).__name__
+        raise SampleError(f'{path}: {reason}') from error
+    if mask is None:
+        raise SampleError(f'{path}: {why_unreadable(path) or "not an image"}')
+    if mask.squeeze().ndim != 2:
+        raise SampleError(no_mask(path, mask.shape[-1]))
+    return mask.squeeze()

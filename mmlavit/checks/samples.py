@@ -1,7 +1,7 @@
-"""Load every sample of a dataset, and report what is wrong with it."""
+"""Load every sample of a dataset, and find what is wrong with it."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,15 +11,14 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from mmlavit.datasets.guarded import GuardedDataset
 from mmlavit.errors import UserError
 
 from .coco import Finding, coco_findings
-from .datasets import base_datasets, class_names, dataset_name, wrong_labels
-from .masks import check_mask
-from .pipeline import name_files
-from .report import Report
+from .datasets import class_names, dataset_name, wrong_labels
+from .masks import labels_of_mask, mask_loader, upright
 
-__all__ = ['check_data', 'empty_classes']
+__all__ = ['data_findings']
 
 # What OpenCV makes of images that are not 8-bit RGB, by the mode that Pillow gives them.
 CONVERTED = {
@@ -32,121 +31,94 @@ CONVERTED = {
 }
 DEEP = 'images of 16 bits a channel, of which the upper 8 are kept'
 DARK = 'images of 16 bits a channel that are almost black in the upper 8, which are kept'
+TURNED = 'images that their EXIF orientation turns: annotations must be of the turned image'
 # 12-bit values, as many cameras and scanners write them
 DARK_BELOW = 4096
 # This process shows the progress; with a single core it loads as well.
 WORKERS = min(8, (os.cpu_count() or 1) - 1)
 
 
-class SampleProbe(Dataset):
-    """Loads samples as training does, and keeps what went wrong instead of raising it.
+class _Once(GuardedDataset):
+    """A dataset of mmengine that draws no other sample where the pipeline leaves nothing."""
 
-    Args:
-        dataset: A dataset without a wrapper.
-        ignored: Labels of masks that do not count; without them no mask is read for its values.
-    """
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset.prepare_data(index)
 
-    def __init__(self, dataset: Any, ignored: Collection[int] | None) -> None:
-        name_files(dataset)
-        self.dataset = dataset
-        self.ignored = ignored
+
+class _Probe(Dataset):
+    """Keeps what goes wrong with a sample, and the labels of its mask, instead of the sample."""
+
+    def __init__(self, dataset: Any, masks: bool) -> None:
+        self.dataset, self.masks = GuardedDataset(_Once(dataset)), masks
+        loaders = getattr(dataset.pipeline, 'transforms', ())
+        # What OpenCV makes of a file is known for its usual flags only.
+        self.converts = any(
+            getattr(loader, 'color_type', None) == 'color'
+            and getattr(loader, 'imdecode_backend', None) == 'cv2'
+            for loader in loaders
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> list[Finding]:
-        """Load one sample.
-
-        Args:
-            index: Number of the sample.
-        """
+    def __getitem__(self, index: int) -> tuple[list[Finding], set[int]]:
         info = self.dataset.get_data_info(index)
         path = info.get('img_path')
         name = path if isinstance(path, str) else f'sample {index}'
+        labels: set[int] = set()
         try:
-            result = self.dataset.prepare_data(index)
-            if self.ignored is not None:
-                check_mask(self.dataset, index, self.ignored)
-            found = list(_conversions(name))
+            if self.masks:
+                labels = labels_of_mask(self.dataset, index)
+            sample = self.dataset[index]
         except UserError as error:
-            return [Finding('FAIL', 'files that cannot be used', str(error))]
+            return [Finding('FAIL', 'files that cannot be used', str(error))], labels
         except Exception as error:
             text = f'{name}: {type(error).__name__}: {error}'
-            return [Finding('FAIL', 'samples that fail', text)]
-        if result is None:
+            return [Finding('FAIL', 'samples that fail', text)], labels
+        found = list(_conversions(name)) if self.converts else []
+        if sample is None:
             kind = 'samples of which the pipeline leaves nothing; others take their place'
             found.append(Finding('warn', kind, name))
-        elif isinstance(result, dict):
-            shape = getattr(result.get('data_samples'), 'ori_shape', None)
+        elif isinstance(sample, dict):
+            shape = getattr(sample.get('data_samples'), 'ori_shape', None)
             annotated = (info.get('height'), info.get('width'))
             if shape is not None and None not in annotated and tuple(shape) != annotated:
                 text = f'{name}: the image has {shape[0]}x{shape[1]} pixels (height x width), the '
                 text += f'annotation file says {annotated[0]}x{annotated[1]}'
+                if Path(name).is_file() and upright(name)[1]:
+                    text += '; its EXIF orientation turns it'
                 found.append(Finding('FAIL', 'images of another size', text))
-        return found
+        return found, labels
 
 
-def check_data(
-    dataset: Any,
-    model: nn.Module,
-    ignored: Collection[int] | None,
-    report: Report,
-    progress: TextIO,
-) -> None:
-    """Load every sample once, and read annotation files as they are.
+def data_findings(
+    dataset: Any, model: nn.Module, masks: bool, training: bool, progress: TextIO
+) -> Iterator[Finding]:
+    """Load every sample of a base dataset once, and read its annotation file as it is.
 
     Args:
-        dataset: A dataset or a wrapper around some.
+        dataset: A dataset of mmengine without a wrapper.
         model: The model without wrappers.
-        ignored: Labels of masks that do not count; without them no mask is read for its values.
-        report: Takes the findings.
+        masks: Whether the values of masks are looked at.
+        training: Whether the data is to be learned from.
         progress: Where the progress bar goes.
     """
-    for base in base_datasets(dataset):
-        name, before = dataset_name(base), report.failures
-        if not hasattr(base, 'prepare_data'):
-            report.warn(f'{name}: its samples are not checked, as it is no dataset of mmengine')
-            continue
-        findings = list(coco_findings(base))
-        findings += [Finding('FAIL', 'labels', text) for text in wrong_labels(model, base)]
-        loader = DataLoader(
-            SampleProbe(base, ignored),
-            batch_size=None,
-            num_workers=WORKERS,
-            collate_fn=_as_it_is,
-        )
-        bar = ProgressBar(len(base), file=progress)
-        for found in loader:
-            findings += found
-            bar.update()
-        progress.write('\n')
-        _report(name, findings, report)
-        if report.failures == before:
-            report.ok(f'{name}: all {len(base)} samples load')
-
-
-def empty_classes(dataset: Any) -> list[str]:
-    """Find classes of mmpretrain that no image belongs to.
-
-    Args:
-        dataset: A dataset without a wrapper.
-    """
-    classes = class_names(dataset)
-    if classes is None or not hasattr(dataset, 'get_gt_labels'):
-        return []
-    found = {label for i in range(len(dataset)) for label in dataset.get_cat_ids(i)}
-    return [name for label, name in enumerate(classes) if label not in found]
-
-
-def _report(name: str, findings: list[Finding], report: Report) -> None:
-    kinds: dict[tuple[str, str], list[str]] = {}
-    for finding in findings:
-        kinds.setdefault((finding.level, finding.kind), []).append(finding.text)
-    for (level, kind), texts in sorted(kinds.items()):
-        if level == 'FAIL':
-            report.fail_each(texts)
-        else:
-            report.warn_once(f'{kind}, in {name}', texts)
+    yield from coco_findings(dataset)
+    yield from (Finding('FAIL', 'labels', text) for text in wrong_labels(model, dataset))
+    bar, held = ProgressBar(len(dataset), file=progress), set()
+    probe = DataLoader(
+        _Probe(dataset, masks), batch_size=None, num_workers=WORKERS, collate_fn=_as_it_is
+    )
+    for findings, labels in probe:
+        yield from findings
+        held |= labels
+        bar.update()
+    progress.write('\n')
+    if masks and training and mask_loader(dataset) is not None:
+        for label, name in enumerate(class_names(dataset) or ()):
+            if label not in held:
+                text = f'{dataset_name(dataset)}: no mask holds the class {name}'
+                yield Finding('FAIL', 'classes that no mask holds', text)
 
 
 def _conversions(path: str) -> Iterator[Finding]:
@@ -160,6 +132,8 @@ def _conversions(path: str) -> Iterator[Finding]:
     except (OSError, Image.DecompressionBombError):
         # What the pipeline has loaded need not be of a kind that Pillow knows.
         return
+    if upright(path)[1]:
+        yield Finding('warn', TURNED, path)
     if deep:
         pixels = mmcv.imread(path, flag='unchanged')
         dark = pixels is not None and pixels.max() < DARK_BELOW
@@ -168,5 +142,5 @@ def _conversions(path: str) -> Iterator[Finding]:
         yield Finding('warn', CONVERTED[mode], path)
 
 
-def _as_it_is(found: list[Finding]) -> list[Finding]:
+def _as_it_is(found: Any) -> Any:
     return found

@@ -10,65 +10,38 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
 
-from mmlavit.checks.config import missing_paths, misspelt_keys, wrong_ann_files
+from mmlavit.checkpoints import check_checkpoint
+from mmlavit.checks.config import check_work_dir, missing_paths, misspelt_keys, wrong_ann_files
 from mmlavit.errors import UserError
 
 from .overrides import merge_overrides
 from .parsers import LAUNCHER_VARIABLES
 
+__all__ = ['check_gpu', 'load_config', 'read_config', 'require', 'training_config']
+
 TOOLBOXES = ('mmpretrain', 'mmdet', 'mmseg')
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Read the config, then merge into it the options that training and testing share.
-
-    Args:
-        args: What a :class:`ToolParser` returned.
-
-    Raises:
-        UserError: If the config cannot be read, is for none of the toolboxes, an override leads
-            nowhere, or the launcher did not start this process.
-    """
-    variable = LAUNCHER_VARIABLES[args.launcher]
-    if variable is not None and variable not in os.environ:
-        raise UserError(
-            f'--launcher {args.launcher}: {variable} is not set, so no such launcher started this '
-            'process; use the scripts dist_*.sh and slurm_*.sh'
-        )
-    cfg = read_config(args.config, args.cfg_options)
-    cfg.launcher = args.launcher
-    cfg.work_dir = (
-        args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
-    )
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        if isinstance(cfg.get(name), dict):
-            _set_dataloader(cfg[name], cfg.default_scope, args)
-    return cfg
-
-
 def read_config(path: str, overrides: dict[str, Any] | None) -> Config:
-    """Read a config of one of the toolboxes.
-
-    Args:
-        path: The config file.
-        overrides: What ``--cfg-options`` gave.
+    """Read a config of one of the toolboxes, and merge what ``--cfg-options`` gave.
 
     Raises:
         UserError: If the config cannot be read, is for none of the toolboxes, or an override leads
             nowhere.
     """
+    if not Path(path).is_file():
+        raise UserError(f'config file {path!r} does not exist')
     try:
-        if not Path(path).is_file():
-            raise UserError(f'config file {path!r} does not exist')
         cfg = Config.fromfile(path)
-    except UserError:
-        raise
-    except (ConfigParsingError, ImportError, OSError, SyntaxError, ValueError) as error:
+    except ConfigParsingError as error:
         raise UserError(f'config file {path!r} cannot be read: {error}') from error
     except Exception as error:
         # A config is Python, and what it runs into is named by the type.
-        kind = type(error).__name__
-        raise UserError(f'config file {path!r} cannot be read: {kind}: {error}') from error
+        hint = ''
+        if 'custom modules' in str(error):
+            hint = '; PYTHONPATH=. lets modules of the working directory be found'
+        text = f'{type(error).__name__}: {str(error).partition(chr(10))[0]}'
+        raise UserError(f'config file {path!r} cannot be read: {text}{hint}') from error
     merge_overrides(cfg, overrides or {})
     scope = cfg.get('default_scope')
     if scope not in TOOLBOXES:
@@ -80,16 +53,79 @@ def read_config(path: str, overrides: dict[str, Any] | None) -> Config:
     return cfg
 
 
-def _set_dataloader(dataloader: ConfigDict, scope: str, args: argparse.Namespace) -> None:
-    if scope == 'mmpretrain':
-        # mmpretrain's configs rely on its tools for these.
-        dataloader.setdefault('pin_memory', get_device() != 'cpu')
-        dataloader.setdefault('persistent_workers', dataloader.get('num_workers', 0) > 0)
-        dataloader.setdefault('collate_fn', ConfigDict(type='default_collate'))
-    if args.no_pin_memory:
-        dataloader.pin_memory = False
-    if args.no_persistent_workers:
-        dataloader.persistent_workers = False
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config, then merge into it the options that training and testing share.
+
+    Raises:
+        UserError: As :func:`read_config`, or if the launcher did not start this process.
+    """
+    variable = LAUNCHER_VARIABLES[args.launcher]
+    if variable is not None and variable not in os.environ:
+        raise UserError(
+            f'--launcher {args.launcher}: {variable} is not set, so no such launcher started this '
+            'process; use the scripts dist_*.sh and slurm_*.sh'
+        )
+    cfg = read_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if not isinstance(loader, ConfigDict):
+            continue
+        if cfg.default_scope == 'mmpretrain':
+            # mmpretrain's configs rely on its tools for these.
+            loader.setdefault('pin_memory', True)
+            loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
+            loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
+        if args.no_pin_memory:
+            loader.pin_memory = False
+        if args.no_persistent_workers:
+            loader.persistent_workers = False
+    check_work_dir(cfg.work_dir)
+    return cfg
+
+
+def training_config(args: argparse.Namespace) -> Config:
+    """Read the config of a run, with all options of training merged in.
+
+    Raises:
+        UserError: As :func:`load_config` and :func:`require`, or if an option does not fit the
+            config.
+    """
+    cfg = load_config(args)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    require(cfg, 'model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+    if cfg.get('val_dataloader') is not None:
+        require(cfg, 'val_dataloader')
+    if args.amp:
+        check_gpu()
+        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        name = kind if isinstance(kind, str) else kind.__name__
+        if name.removeprefix('mmengine.') not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise UserError(f'--amp: optim_wrapper.type is {name!r}, expected OptimWrapper')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if (cfg.get('auto_scale_lr') or {}).get('base_batch_size') is None:
+            raise UserError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if cfg.get('load_from'):
+        check_checkpoint(cfg.load_from)
+    return cfg
+
+
+def check_gpu() -> None:
+    """Stop where mixed precision cannot run.
+
+    Raises:
+        UserError: If there is no GPU.
+    """
+    if get_device() == 'cpu':
+        raise UserError('--amp needs a GPU, and torch finds none')
 
 
 def require(cfg: Config, *keys: str) -> None:
@@ -104,9 +140,8 @@ def require(cfg: Config, *keys: str) -> None:
         UserError: If a key or data is missing, a key of the config is a misspelt one of the
             runner's, or an evaluator reads another annotation file.
     """
-    misspelt = misspelt_keys(cfg)
-    if misspelt:
-        raise UserError(f'{cfg.filename}: {misspelt[0]}')
+    for message in misspelt_keys(cfg):
+        raise UserError(f'{cfg.filename}: {message}')
     missing = [key for key in keys if cfg.get(key) is None]
     if missing:
         raise UserError(f'{cfg.filename}: {", ".join(missing)} must be set')

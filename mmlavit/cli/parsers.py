@@ -1,13 +1,12 @@
 """Parsers of the tools: the options that they share, and errors of one line."""
 
 import argparse
-import os
-import signal
 import sys
-import time
 from typing import NoReturn
 
 from .overrides import OverrideAction
+
+__all__ = ['LAUNCHER_VARIABLES', 'LineParser', 'ToolParser', 'TrainingParser']
 
 # What each launcher sets in the environment of its processes.
 LAUNCHER_VARIABLES = {
@@ -17,34 +16,19 @@ LAUNCHER_VARIABLES = {
     'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK',
 }
 
-SECONDS_FOR_FIRST_RANK = float(os.environ.get('MMLAVIT_SECONDS_FOR_FIRST_RANK', '5'))
-
 
 class LineParser(argparse.ArgumentParser):
     """A parser whose errors take one line and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Print one message and exit with code 2; with several processes, after the first one."""
-        self.explain(message)
+        """Print one message without the usage."""
+        self._print_message(f'{self.prog}: error: {message}\n', sys.stderr)
         self.exit(2)
 
-    def explain(self, message: str) -> None:
-        """Print why the tool stops; with several processes, after the first one.
-
-        Args:
-            message: What is wrong.
-        """
-        _yield_to_first_rank()
-        self._print_message(f'{self.prog}: error: {message}\n', sys.stderr)
-
     def add_cfg_options(
-        self, text: str = 'override keys of the config, as tools/test.py does'
+        self, text: str = 'override keys of the config; lists as KEY="[a,b]", without spaces'
     ) -> None:
-        """Add the option that overrides keys of the config.
-
-        Args:
-            text: What the help says of it.
-        """
+        """Add the option that overrides keys of the config, with what the help says of it."""
         self.add_argument(
             '--cfg-options', nargs='+', action=OverrideAction, metavar='KEY=VALUE', help=text
         )
@@ -69,31 +53,38 @@ class ToolParser(LineParser):
         super().__init__(description=description)
         self.add_argument('config', help='config file of mmpretrain, mmdet or mmseg')
         self.add_argument('--work-dir', help='logs and checkpoints go here')
-        self.add_cfg_options(
-            'override keys of the config; lists as KEY="[a,b]" or KEY=a,b, without spaces'
-        )
+        self.add_cfg_options()
         self.add_argument('--amp', action='store_true', help='mixed precision, on a GPU')
         self.add_argument(
             '--launcher', choices=LAUNCHER_VARIABLES, default='none', help='job launcher'
         )
-        self.add_argument(
-            '--no-pin-memory', action='store_true', help='switch off pin_memory of the dataloaders'
-        )
-        self.add_argument(
-            '--no-persistent-workers',
-            action='store_true',
-            help='switch off persistent_workers of the dataloaders',
-        )
+        for name in ('pin-memory', 'persistent-workers'):
+            self.add_argument(
+                f'--no-{name}', action='store_true', help='switch it off in the dataloaders'
+            )
         self.add_trust_checkpoint()
-        # torch.distributed.launch passes --local-rank; torchrun sets LOCAL_RANK.
         self.add_argument(
             '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS
         )
 
 
-def _yield_to_first_rank() -> None:
-    # What is wrong is wrong in every process as a rule. When the first one says so and exits, the
-    # launcher ends the others, which wait here; one that fails alone speaks afterwards.
-    if any(os.environ.get(name, '0') != '0' for name in LAUNCHER_VARIABLES.values() if name):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(SECONDS_FOR_FIRST_RANK)
+class TrainingParser(ToolParser):
+    """The options of training, for what trains and what checks it."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description)
+        self.add_argument(
+            '--resume',
+            nargs='?',
+            const='auto',
+            metavar='CHECKPOINT',
+            help='resume from a checkpoint; without a value, from the latest one in the work dir',
+        )
+        self.add_argument(
+            '--no-validate', action='store_true', help='do not evaluate during training'
+        )
+        self.add_argument(
+            '--auto-scale-lr',
+            action='store_true',
+            help='scale the learning rate by the batch size over auto_scale_lr.base_batch_size',
+        )

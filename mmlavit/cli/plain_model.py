@@ -2,25 +2,25 @@
 
 from argparse import ArgumentParser, Namespace
 from copy import deepcopy
+from typing import Any
 
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_state_dict
 from torch import nn
 
-from mmlavit.checks.build import config_errors
+from mmlavit.checkpoints import read_checkpoint, state_dict_of
 from mmlavit.errors import UserError
+from mmlavit.models.key_differences import check_belongs
 
-__all__ = ['add_shape', 'build_plain_model', 'shape_of_image']
+__all__ = ['add_shape', 'build_plain_model', 'load_plain_model', 'shape_of_image']
 
 SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
 
 
 def add_shape(parser: ArgumentParser) -> None:
-    """Add the option that names the size of the image.
-
-    Args:
-        parser: Parser of a tool.
-    """
+    """Add the option that names the size of the image."""
     defaults = ', '.join(f'{h} {w} for {toolbox}' for toolbox, (h, w) in SHAPES.items())
     parser.add_argument(
         '--shape',
@@ -32,11 +32,7 @@ def add_shape(parser: ArgumentParser) -> None:
 
 
 def shape_of_image(args: Namespace, cfg: Config) -> tuple[int, int]:
-    """Height and width of the image in pixels.
-
-    Args:
-        args: What a parser with :func:`add_shape` returned.
-        cfg: The config.
+    """Height and width in pixels that :func:`add_shape` was given, or those of the toolbox.
 
     Raises:
         UserError: If one of them is below 1.
@@ -50,11 +46,8 @@ def shape_of_image(args: Namespace, cfg: Config) -> tuple[int, int]:
 def build_plain_model(cfg: Config) -> nn.Module:
     """Build the model of a config, without loading weights.
 
-    Args:
-        cfg: The config.
-
     Raises:
-        UserError: If there is no model, a constructor refuses a value, or it has no backbone.
+        UserError: If there is no model, or it has no backbone.
     """
     if cfg.get('model') is None:
         raise UserError(f'{cfg.filename}: model must be set')
@@ -62,9 +55,28 @@ def build_plain_model(cfg: Config) -> nn.Module:
     config = deepcopy(cfg.model)
     if cfg.get('data_preprocessor'):
         config.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
-    with config_errors(cfg):
-        model = MODELS.build(config)
+    model = MODELS.build(config)
     if not hasattr(model, 'extract_feat') or not hasattr(model, 'backbone'):
         kind = type(model).__name__
         raise UserError(f'{cfg.filename}: model is a {kind}, expected one with a backbone')
     return model
+
+
+def load_plain_model(cfg: Config, path: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the model of a config with the weights of a checkpoint, to predict on one device.
+
+    Args:
+        path: File or URL.
+
+    Returns:
+        The model in evaluation mode, and what the checkpoint says of the dataset.
+
+    Raises:
+        UserError: If there is no such model, or the checkpoint does not belong to it.
+    """
+    checkpoint = read_checkpoint(path)
+    model = build_plain_model(cfg)
+    check_belongs(checkpoint, model, path)
+    load_state_dict(model, state_dict_of(checkpoint), strict=False, logger='silent')
+    metainfo = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    return revert_sync_batchnorm(model).eval(), metainfo

@@ -1,7 +1,7 @@
 """Shapes: circles, squares and triangles in the layouts of ImageNet, COCO and ADE20K.
 
 Nothing is downloaded: every image follows from a seed, its split and its index. ``write_shapes``
-(on the command line ``python tools/make_shapes.py``) writes::
+(on the command line ``python tools/dataset_converters/make_shapes.py``) writes::
 
     out/
       shapes.json                                the settings of this copy
@@ -79,16 +79,11 @@ class ShapesSpec:
     scene_size: int = 160
 
     def __post_init__(self) -> None:
-        for name, values, least in (
-            ('seed', (self.seed,), 0),
-            ('num_classification', self.num_classification, len(CLASSES)),
-            ('num_scenes', self.num_scenes, 1),
-            ('classification_size', (self.classification_size,), 32),
-            ('scene_size', (self.scene_size,), 32),
-        ):
-            for value in values:
-                if value < least:
-                    raise ValueError(f'{name} must be at least {least}, found {value}')
+        least = dict(seed=0, num_scenes=1, classification_size=32, scene_size=32)
+        for name, minimum in dict(num_classification=len(CLASSES), **least).items():
+            for value in np.atleast_1d(getattr(self, name)):
+                if value < minimum:
+                    raise ValueError(f'{name} must be at least {minimum}, found {value}')
 
 
 class Scene(NamedTuple):
@@ -234,32 +229,29 @@ def visible_polygons(mask: np.ndarray) -> list[list[float]]:
 
 
 def _coco_annotations(scene: Scene, image_id: int) -> list[dict[str, Any]]:
-    annotations = []
-    for index, label in enumerate(scene.labels):
-        mask = (scene.instances == index + 1).astype(np.uint8)
-        annotations.append(
-            dict(
-                image_id=image_id,
-                category_id=label + 1,
-                bbox=list(cv2.boundingRect(mask)),
-                area=int(mask.sum()),
-                iscrowd=0,
-                segmentation=visible_polygons(mask),
-            )
+    masks = [(scene.instances == i).astype(np.uint8) for i, _ in enumerate(scene.labels, start=1)]
+    return [
+        dict(
+            image_id=image_id,
+            category_id=label + 1,
+            bbox=list(cv2.boundingRect(mask)),
+            area=int(mask.sum()),
+            iscrowd=0,
+            segmentation=visible_polygons(mask),
         )
-    return annotations
+        for label, mask in zip(scene.labels, masks, strict=True)
+    ]
 
 
 def _coco_file(scenes: list[list[dict[str, Any]]], size: int) -> dict[str, Any]:
     licence = dict(id=1, name='Apache-2.0', url='https://www.apache.org/licenses/LICENSE-2.0')
-    images = [
-        dict(id=k, file_name=f'{k:012d}.png', width=size, height=size, license=1)
-        for k in range(1, len(scenes) + 1)
-    ]
     return dict(
         info=dict(description='Shapes', version=str(VERSION)),
         licenses=[licence],
-        images=images,
+        images=[
+            dict(id=k, file_name=f'{k:012d}.png', width=size, height=size, license=1)
+            for k in range(1, len(scenes) + 1)
+        ],
         annotations=[dict(id=k, **values) for k, values in enumerate(chain(*scenes), start=1)],
         categories=[dict(id=k, name=name) for k, name in enumerate(CLASSES, start=1)],
     )
@@ -279,12 +271,11 @@ def _write_sample(root: Path, spec: ShapesSpec, split: str, index: int) -> None:
 
 
 def _write_scene(root: Path, spec: ShapesSpec, split: str, index: int) -> list[dict[str, Any]]:
-    scene = draw_scene(spec, split, index)
-    number = index + 1
-    ade20k, name = root / 'ade20k', f'{ADE20K_FOLDERS[split]}/ADE_{split}_{number:08d}.png'
+    scene, number = draw_scene(spec, split, index), index + 1
+    name = f'{ADE20K_FOLDERS[split]}/ADE_{split}_{number:08d}.png'
     _write_png(root / 'coco' / f'{split}2017' / f'{number:012d}.png', scene.image)
-    _write_png(ade20k / 'images' / name, scene.image)
-    _write_png(ade20k / 'annotations' / name, scene.segmentation)
+    _write_png(root / 'ade20k/images' / name, scene.image)
+    _write_png(root / 'ade20k/annotations' / name, scene.segmentation)
     return _coco_annotations(scene, number)
 
 
@@ -309,21 +300,18 @@ def write_shapes(root: str | Path, spec: ShapesSpec | None = None) -> None:
     root, spec = Path(root), spec or ShapesSpec()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f'{root} must be a new or an empty folder, found other content')
-    for split, samples, scenes in zip(
-        SPLITS, spec.num_classification, spec.num_scenes, strict=True
-    ):
+    counts = zip(SPLITS, spec.num_classification, spec.num_scenes, strict=True)
+    for split, samples, scenes in counts:
         track_progress_rich(
             partial(_write_sample, root, spec, split),
             range(samples),
             description=f'classification, {split}',
         )
-        scene_annotations = track_progress_rich(
+        annotations = track_progress_rich(
             partial(_write_scene, root, spec, split),
             range(scenes),
             description=f'coco and ade20k, {split}',
         )
-        mmengine.dump(
-            _coco_file(scene_annotations, spec.scene_size),
-            root / 'coco' / 'annotations' / f'instances_{split}2017.json',
-        )
+        path = root / 'coco' / 'annotations' / f'instances_{split}2017.json'
+        mmengine.dump(_coco_file(annotations, spec.scene_size), path)
     mmengine.dump(manifest(spec), root / MANIFEST, indent=2)

@@ -1,4 +1,4 @@
-"""Hooks, and the runner helpers that no upstream package has."""
+"""Hooks, loops and a runner that no upstream has, each of which a config names."""
 
 from mmlavit import check_installed
 
@@ -11,15 +11,11 @@ from .hooks import (  # noqa: E402
     DiagonalityLossHook,
     FiniteLossHook,
     Float32OperatorsHook,
-    MetricsLoggerHook,
-    PartialLoadHook,
-    PreemptionHook,
-    SafeCheckpointHook,
-    SeedHook,
+    StopHook,
     StrictLoadHook,
-    add_dataset_check,
 )
-from .runner.portable_runner import PortableRunner  # noqa: E402
+from .loops import ResumableEpochLoop, ResumableIterLoop  # noqa: E402
+from .portable_runner import PortableRunner  # noqa: E402
 
 __all__ = [
     'DatasetCheckHook',
@@ -27,12 +23,9 @@ __all__ = [
     'DiagonalityLossHook',
     'FiniteLossHook',
     'Float32OperatorsHook',
-    'MetricsLoggerHook',
-    'PartialLoadHook',
     'PortableRunner',
-    'PreemptionHook',
-    'SafeCheckpointHook',
-    'SeedHook',
+    'ResumableEpochLoop',
+    'ResumableIterLoop',
+    'StopHook',
     'StrictLoadHook',
-    'add_dataset_check',
 ]

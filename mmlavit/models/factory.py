@@ -10,19 +10,13 @@ from mmlavit.errors import UserError
 
 from .backbones.arch import ARCHS, NUM_STAGES
 from .classifier import LaViTClassifier, LaViTFeatures
+from .key_differences import key_differences
 from .pretrained import load_pretrained
 
 __all__ = ['create_model', 'list_models']
 
 PREFIX = 'lavit_'
 HEAD = 'head.fc.'
-# Arguments of LaViT that mean something to a config only, or have another name here.
-REPLACED = {
-    'arch': 'model_name names it; LaViTFeatures and LaViTClassifier take one of your own',
-    'global_pool': 'a classifier takes the mean; its forward_features gives the map',
-    'in_channels': 'the argument is called in_chans',
-    'init_cfg': 'name the file as checkpoint_path',
-}
 
 
 def list_models(
@@ -34,13 +28,13 @@ def list_models(
         filter: Shell pattern, or several, of which a name must match one.
         exclude_filters: Shell pattern, or several, of which a name must match none.
     """
+
+    def matches(name: str, patterns: str | Iterable[str]) -> bool:
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        return any(fnmatch(name, pattern) for pattern in patterns)
+
     names = [PREFIX + arch for arch in ARCHS]
-    return [n for n in names if _matches(n, filter or '*') and not _matches(n, exclude_filters)]
-
-
-def _matches(name: str, patterns: str | Iterable[str]) -> bool:
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    return any(fnmatch(name, pattern) for pattern in patterns)
+    return [n for n in names if matches(n, filter or '*') and not matches(n, exclude_filters)]
 
 
 def create_model(
@@ -67,7 +61,8 @@ def create_model(
         out_indices: Stages (0 to 3, or -4 to -1) whose maps a feature extractor returns, by
             default all.
         num_classes: Classes, 1000 by default; 0 for pooled features.
-        in_chans: Channels of the image.
+        in_chans: Channels of the image. Weights of another number are adapted as timm does, and the
+            log says so.
         **kwargs: Other arguments of :class:`LaViT`, such as ``drop_path_rate`` and
             ``window_size``; not ``init_cfg``.
 
@@ -86,45 +81,40 @@ def create_model(
         hint = f'; did you mean {close[0]!r}?' if close else ''
         raise ValueError(f'model_name={model_name!r}: expected one of {", ".join(names)}{hint}')
     if pretrained:
-        raise ValueError(
-            'pretrained=True: no weights are published; name a file of your own as checkpoint_path'
-        )
+        raise ValueError('pretrained=True: no weights are published; give a checkpoint_path')
+    if kwargs.get('init_cfg') is not None:
+        raise ValueError(f'init_cfg={kwargs["init_cfg"]!r}: name the file as checkpoint_path')
     if features_only and num_classes is not None:
         raise ValueError(f'num_classes={num_classes!r}: features_only=True gives no classifier')
     if not features_only and out_indices is not None:
         raise ValueError(f'out_indices={out_indices!r}: needs features_only=True')
-    for name, instead in REPLACED.items():
-        if name in kwargs:
-            raise ValueError(f'{name}={kwargs[name]!r}: {instead}')
-    kwargs |= {'arch': model_name.removeprefix(PREFIX), 'in_channels': in_chans}
+
     if checkpoint_path is not None:
         check_checkpoint(checkpoint_path)
+    arch = model_name.removeprefix(PREFIX)
+    indices = range(NUM_STAGES) if out_indices is None else out_indices
     if features_only:
-        features = LaViTFeatures(
-            out_indices=range(NUM_STAGES) if out_indices is None else out_indices, **kwargs
-        )
+        features = LaViTFeatures(arch=arch, in_channels=in_chans, out_indices=indices, **kwargs)
         if checkpoint_path is not None:
-            load_pretrained(features, checkpoint_path)
+            load_pretrained(features, checkpoint_path, adapt_channels=True)
         return features
-    model = LaViTClassifier(1000 if num_classes is None else num_classes, **kwargs)
+    classes = 1000 if num_classes is None else num_classes
+    model = LaViTClassifier(classes, arch=arch, in_channels=in_chans, **kwargs)
     if checkpoint_path is not None:
-        load_pretrained(model.backbone, checkpoint_path)
+        load_pretrained(model.backbone, checkpoint_path, adapt_channels=True)
         if model.num_classes:
             _load_head(model, checkpoint_path)
     return model
 
 
 def _load_head(model: LaViTClassifier, checkpoint_path: str) -> None:
-    """Load the classifier of a checkpoint, or stop."""
-    state = state_dict_of(load_checkpoint(checkpoint_path))
+    state, fc = state_dict_of(load_checkpoint(checkpoint_path)), model.head.fc
     found = {k.removeprefix(HEAD): v for k, v in state.items() if k.startswith(HEAD)}
-    fc = model.head.fc
-    shapes = {k: tuple(v.shape) for k, v in found.items()}
-    expected = {k: tuple(v.shape) for k, v in fc.state_dict().items()}
-    if shapes != expected:
-        holds = f'classifier of shapes {shapes}' if shapes else f'key that starts with {HEAD!r}'
+    differences = key_differences(found, fc.state_dict())
+    if differences:
         raise UserError(
-            f'{checkpoint_path}: found {"a" if shapes else "no"} {holds}, expected {expected}; '
-            'num_classes must be that of the file, or 0 to leave the classifier out'
+            f'{checkpoint_path} does not fit the classifier {HEAD!r}:\n'
+            + '\n'.join(differences)
+            + '\n  num_classes must be that of the file, or 0 to leave the classifier out'
         )
     fc.load_state_dict(found)

@@ -14,16 +14,10 @@ LISTED_KEYS = 10
 
 
 def check_overlaps(checkpoint: Any, model: nn.Module, source: str) -> None:
-    """Compare a checkpoint of which a model loads what fits with the model.
-
-    Args:
-        checkpoint: What a file holds.
-        model: The model.
-        source: What the message calls the file.
+    """Stop where not a single tensor of a checkpoint fits a model.
 
     Raises:
-        UserError: If not a single tensor fits; the message names the file and the first keys of
-            both sides.
+        UserError: The message names ``source`` and the first keys of both sides.
     """
     found, expected = _state_dict(checkpoint, source), _compared(model.state_dict())
     if any(key in found and _fits(key, found[key], expected[key]) for key in expected):
@@ -35,16 +29,10 @@ def check_overlaps(checkpoint: Any, model: nn.Module, source: str) -> None:
 
 
 def check_belongs(checkpoint: Any, model: nn.Module, source: str) -> None:
-    """Compare the keys and shapes of a checkpoint with those of a model.
-
-    Args:
-        checkpoint: What a file holds.
-        model: The model that it should belong to.
-        source: What the message calls the file.
+    """Stop where the keys and shapes of a checkpoint are not those of a model.
 
     Raises:
-        UserError: If the checkpoint does not belong to the model; the message names the file and
-            the first keys of every kind.
+        UserError: The message names ``source`` and the first keys of every kind of difference.
     """
     found = _state_dict(checkpoint, source)
     differences = key_differences(found, _compared(model.state_dict()))
@@ -55,16 +43,9 @@ def check_belongs(checkpoint: Any, model: nn.Module, source: str) -> None:
 
 
 def key_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Describe how a state dict differs from the expected one, a line for each kind.
+    """Describe how a state dict differs from the expected one, in an indented line for each kind.
 
     Tensors that the layers adapt may differ in shape.
-
-    Args:
-        found: What the file holds.
-        expected: The state dict of the model.
-
-    Returns:
-        Indented lines, empty if everything fits.
     """
     both = [key for key in expected if key in found]
     kinds = {
@@ -80,20 +61,15 @@ def key_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> li
 
 
 def listing(keys: Iterable[Any], most: int = LISTED_KEYS) -> str:
-    """Count keys and name the first ones.
-
-    Args:
-        keys: The keys.
-        most: How many to name.
-    """
+    """Count keys and name the first ones."""
     names = [str(key) for key in keys]
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return f'{len(names)}: {", ".join(names[:most])}{more}'
 
 
 def _fits(key: str, found: Any, expected: Any) -> bool:
-    found, expected = _shape(found), _shape(expected)
-    return found == expected or is_adapted(key, found, expected)
+    shapes = _shape(found), _shape(expected)
+    return shapes[0] == shapes[1] or is_adapted(key, *shapes)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

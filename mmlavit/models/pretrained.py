@@ -4,6 +4,7 @@ import logging
 import re
 from pathlib import Path
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -12,9 +13,15 @@ from mmlavit.errors import UserError
 
 from .key_differences import key_differences, listing
 
+FIRST_WEIGHT = 'stages.0.embed.proj.weight'
+
 
 def load_pretrained(
-    backbone: nn.Module, checkpoint: str, prefix: str | None = None, map_location: str = 'cpu'
+    backbone: nn.Module,
+    checkpoint: str,
+    prefix: str | None = None,
+    map_location: str = 'cpu',
+    adapt_channels: bool = False,
 ) -> None:
     """Load the backbone part of a checkpoint, or stop.
 
@@ -29,6 +36,8 @@ def load_pretrained(
         prefix: What the backbone's keys start with in the file, as ``'backbone.'``. If None, that
             is ``'backbone.'`` where any key starts so, and nothing otherwise.
         map_location: Where tensors are put while loading.
+        adapt_channels: Whether to fit the first convolution to images of another number of
+            channels, as timm does: summed for one channel, else repeated and scaled.
 
     Raises:
         UserError: If the file does not exist, holds no state dict or more than data, or the keys do
@@ -46,12 +55,18 @@ def load_pretrained(
             + _paragraph('keys in the file', sorted(source))
         )
     target = backbone.state_dict()
+    weight, channels = found.get(FIRST_WEIGHT), target[FIRST_WEIGHT].shape[1]
+    other_images = weight is not None and weight.ndim == 4 and weight.shape[1] != channels
+    if other_images and adapt_channels:
+        found[FIRST_WEIGHT] = _adapt(found[FIRST_WEIGHT], channels)
     parts, found_parts = {_part(k) for k in target}, {_part(k) for k in found}
     unused = [k for k in found if _part(k) and _part(k) not in parts]
     new = [k for k in target if _is_norm(k) and _part(k) not in found_parts]
     kept = {k: v for k, v in found.items() if k not in unused}
     differences = key_differences(kept, {k: v for k, v in target.items() if k not in new})
     if differences:
+        if other_images and not adapt_channels:
+            differences.append('  other images: adapt_channels=True in init_cfg fits the weights')
         raise UserError(
             f'{checkpoint} does not fit {type(backbone).__name__}:\n' + '\n'.join(differences)
         )
@@ -64,7 +79,8 @@ def load_pretrained(
         f'loaded {len(common)}/{len(found)} backbone tensors from {checkpoint}'
         + _paragraph('left out, not part of this backbone', outside)
         + _paragraph('new, not in the file', new)
-        + _paragraph('resized to another window', resized),
+        + _paragraph('resized to another window', resized)
+        + _paragraph(f'adapted to {channels} channels', [FIRST_WEIGHT] * other_images),
         logger='current',
         level=logging.INFO,
     )
@@ -84,6 +100,14 @@ def _read_state_dict(checkpoint: str, map_location: str) -> dict[str, Tensor]:
             + _paragraph('keys in the file', sorted(state))
         )
     return state
+
+
+def _adapt(weight: Tensor, channels: int) -> Tensor:
+    found = weight.shape[1]
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    index = torch.arange(channels) % found
+    return weight[:, index] * (found / channels)
 
 
 def _is_norm(key: str) -> bool:

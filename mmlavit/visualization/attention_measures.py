@@ -1,17 +1,25 @@
 """What is measured on attention maps (docs/attention.md)."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmlavit import ops
-from mmlavit.models import LayerTrace
+from mmlavit.models import LaViT, LayerTrace, LessAttention
 
 from .attention_maps import attention_of
 
-__all__ = ['diagonality_terms', 'identity_distance', 'similarity_matrix']
+__all__ = [
+    'AttentionReport',
+    'diagonality_terms',
+    'identity_distance',
+    'measure_attention',
+    'similarity_matrix',
+]
 
 
 def similarity_matrix(layers: Sequence[LayerTrace]) -> Tensor:
@@ -61,3 +69,52 @@ def identity_distance(deviation: Tensor) -> Tensor:
         A scalar; 0 for the identity.
     """
     return deviation.detach().norm() / len(deviation) ** 0.5
+
+
+class AttentionReport(NamedTuple):
+    """All numbers about the attention of one model on one image."""
+
+    layers: list[dict[str, Any]]  # place, kind, size and measures of each layer
+    similarity: dict[int, np.ndarray]  # (layers, layers), by stage
+    # Theta - I and Psi - I, (N, N), by stage and layer
+    transforms: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]
+
+
+def measure_attention(backbone: LaViT, layers: Sequence[LayerTrace]) -> AttentionReport:
+    """Measure the attention of a model on an image, and its transforms.
+
+    Args:
+        backbone: The model's backbone.
+        layers: Its logits on the image, of all layers of the stages to look at.
+    """
+    similarity = {
+        stage: similarity_matrix([a for a in layers if a.stage == stage]).cpu().numpy()
+        for stage in dict.fromkeys(layer.stage for layer in layers)
+    }
+    report = AttentionReport([], similarity, {})
+    for layer in layers:
+        windows, heads, tokens, _ = layer.logits.shape
+        diagonality, symmetry = diagonality_terms(layer)
+        row = {
+            'stage': layer.stage,
+            'layer': layer.layer,
+            'kind': layer.kind,
+            'windows': windows,
+            'heads': heads,
+            'tokens_per_window': tokens,
+            'diagonality': float(diagonality),
+            'symmetry': float(symmetry),
+        }
+        if layer.layer > 1:
+            matrix = similarity[layer.stage]
+            row['similarity_to_previous'] = float(matrix[layer.layer - 1, layer.layer - 2])
+        attention = backbone.get_submodule(
+            f'stages.{layer.stage - 1}.blocks.{layer.layer - 1}.attn'
+        )
+        if isinstance(attention, LessAttention):
+            theta, psi = attention.theta.detach().cpu(), attention.psi.detach().cpu()
+            row['theta_distance'] = float(identity_distance(theta))
+            row['psi_distance'] = float(identity_distance(psi))
+            report.transforms[layer.stage, layer.layer] = (theta.numpy(), psi.numpy())
+        report.layers.append(row)
+    return report

@@ -1,4 +1,4 @@
-default_scope = 'mmpretrain'
+_base_ = [__import__('mmlavit').config_path('_base_/runtimes/mmpretrain.py')]
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(num_classes=3, mean=[127.0] * 3, std=[60.0] * 3),
@@ -33,9 +33,9 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=1)
-train_cfg = dict(by_epoch=True, max_epochs=1, val_interval=1)
+train_cfg = dict(type='mmlavit.ResumableEpochLoop', max_epochs=1, val_interval=1)
 val_cfg = test_cfg = dict()
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.02))
 auto_scale_lr = dict(base_batch_size=12)
-default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
+default_hooks = dict(logger=dict(interval=1))
 custom_hooks = [dict(type='EMAHook', momentum=0.1)]

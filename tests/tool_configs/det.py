@@ -1,4 +1,7 @@
-_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    __import__('mmlavit').config_path('_base_/runtimes/mmdet.py'),
+]
 model = dict(
     backbone=dict(depth=18, base_channels=8, stem_channels=8, frozen_stages=-1, init_cfg=None),
     neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
@@ -44,6 +47,6 @@ test_dataloader = dict(
 test_evaluator = dict(
     type='CocoMetric', metric='bbox', ann_file='shapes/coco/annotations/instances_val2017.json'
 )
-train_cfg = dict(by_epoch=True, max_epochs=1)
+train_cfg = dict(type='mmlavit.ResumableEpochLoop', max_epochs=1)
 test_cfg = dict()
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.001))

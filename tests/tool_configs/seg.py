@@ -1,4 +1,4 @@
-default_scope = 'mmseg'
+_base_ = [__import__('mmlavit').config_path('_base_/runtimes/mmseg.py')]
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -50,8 +50,8 @@ test_dataloader = dict(
     ),
 )
 test_evaluator = dict(type='IoUMetric')
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
+train_cfg = dict(type='mmlavit.ResumableIterLoop', max_iters=2)
 test_cfg = dict()
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))
-default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2))
-log_processor = dict(by_epoch=False)
+default_hooks = dict(checkpoint=dict(interval=2))
+tta_model = None

@@ -1,31 +1,5 @@
-# Multi-scale training with crops, for boxes only: see coco_instance_ms-crop.py.
-_base_ = 'mmdet::_base_/datasets/coco_detection.py'
+# mmdet's pipeline, with several scales and crops in the place of the one scale.
+_base_ = ['mmdet::_base_/datasets/coco_detection.py', './ms-crop.py']
 
-scales = [(short, 1333) for short in range(480, 801, 32)]
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(
-        type='RandomChoice',
-        transforms=[
-            [dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)],
-            [
-                dict(
-                    type='RandomChoiceResize',
-                    scales=[(400, 1333), (500, 1333), (600, 1333)],
-                    keep_ratio=True,
-                ),
-                dict(
-                    type='RandomCrop',
-                    crop_type='absolute_range',
-                    crop_size=(384, 600),
-                    allow_negative_crop=True,
-                ),
-                dict(type='RandomChoiceResize', scales=scales, keep_ratio=True),
-            ],
-        ],
-    ),
-    dict(type='PackDetInputs'),
-]
+train_pipeline = [*_base_.train_pipeline[:2], _base_.ms_crop, *_base_.train_pipeline[3:]]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

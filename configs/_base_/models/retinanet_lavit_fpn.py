@@ -1,20 +1,7 @@
-# RetinaNet with LaViT-small. No weights are published: `checkpoint` is where pre-training leaves
-# its own; init_cfg=None trains from scratch.
-_base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
+# RetinaNet with LaViT-small.
+_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', './lavit_det.py']
 
-model = dict(
-    data_preprocessor=dict(pad_size_divisor=1),  # the backbone takes any size
-    backbone=dict(
-        _delete_=True,
-        type='mmlavit.LaViT',
-        arch='small',
-        out_indices=(1, 2, 3),  # the levels that the FPN takes, so that every parameter is used
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='work_dirs/lavit-small_8xb128_in1k/epoch_300.pth',
-            prefix='backbone.',
-        ),
-    ),
-    neck=dict(in_channels=[128, 320, 640], start_level=0),
-)
+model = _base_.lavit_det
+# the levels that the FPN takes, so that every parameter is used
+model.backbone.out_indices = (1, 2, 3)
+model.neck = dict(in_channels=[128, 320, 640], start_level=0)

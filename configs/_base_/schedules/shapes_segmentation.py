@@ -1,5 +1,5 @@
 # 450 iterations of 8 images.
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=450, val_interval=450)
+train_cfg = dict(type='mmlavit.ResumableIterLoop', max_iters=450, val_interval=450)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -14,4 +14,3 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0.0, power=0.9, begin=30, end=450, by_epoch=False),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=8)
-randomness = dict(seed=0)

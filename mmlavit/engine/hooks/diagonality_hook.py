@@ -1,6 +1,7 @@
 """Logs what becomes of the attention during training."""
 
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -60,33 +61,21 @@ class DiagonalityHook(Hook):
         self._previous: LayerTrace | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Find the backbone.
-
-        Args:
-            runner: The runner that trains.
-
-        Raises:
-            UserError: If the model has no LaViT, or is compiled, as code that was compiled before
-                calls nothing that is attached later.
-        """
+        """Find the backbone, and refuse a compiled one, whose code calls nothing attached later."""
         compiled = runner.cfg.get('compile')
         if compiled is not None and compiled is not False:  # {} compiles too
             raise UserError(
                 f'compile={compiled!r}: DiagonalityHook does not see into a compiled model; remove '
                 'the hook from custom_hooks, or set compile=False'
             )
-        self._backbone = find_backbone(runner.model)
+        # one that is trained must have it, the stand-in of a tool that draws learning rates not
+        with suppress(UserError):
+            self._backbone = find_backbone(runner.model)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Attach to the backbone, where the iteration is to be measured.
-
-        Args:
-            runner: The runner that trains.
-            batch_idx: Number of the batch in the epoch.
-            data_batch: What the dataloader gave.
-        """
-        if is_main_process() and self.every_n_train_iters(runner, self.interval):
-            assert self._backbone is not None
+        """Attach to the backbone, where the iteration is to be measured."""
+        measured = is_main_process() and self.every_n_train_iters(runner, self.interval)
+        if measured and self._backbone is not None:
             self._values = defaultdict(list)
             self._handles = trace_layers(self._backbone, self._measure)
 
@@ -97,14 +86,9 @@ class DiagonalityHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Log what was measured, and detach.
-
-        Args:
-            runner: The runner that trains.
-            batch_idx: Number of the batch in the epoch.
-            data_batch: What the dataloader gave.
-            outputs: The losses.
-        """
+        """Log what was measured, and detach; refuse losses of a model without the backbone."""
+        if outputs and self._backbone is None:
+            self._backbone = find_backbone(runner.model)
         if not self._handles:
             return
         for handle in self._handles:
@@ -123,9 +107,8 @@ class DiagonalityHook(Hook):
         self._values[f'{prefix}/symmetry'].append(symmetry)
         if layer.layer > 1:
             assert self._previous is not None
-            self._values[f'{prefix}/saturation'].append(
-                similarity_matrix([self._previous, layer])[0, 1]
-            )
+            similarity = similarity_matrix([self._previous, layer])
+            self._values[f'{prefix}/saturation'].append(similarity[0, 1])
         self._previous = layer
 
     def _measure_transforms(self) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mmlavit.errors import UserError
-from mmlavit.models import DiagonalityLoss, LaViT, LayerTrace, LessAttention, trace_layers
+from mmlavit.models import DiagonalityLoss, LaViT, LayerTrace, trace_layers
 from mmlavit.ops.diagonality import Form
 from mmlavit.registry import HOOKS
 
@@ -41,16 +41,12 @@ class DiagonalityLossHook(Hook):
         self._handles: list[RemovableHandle] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Attach to the model.
-
-        Raises:
-            UserError: If the model has no less-attention layer.
-        """
+        """Attach the loss to the model."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._handles = attach_diagonality_loss(model, self.loss)
 
     def after_train(self, runner: Runner) -> None:
-        """Detach from the model."""
+        """Detach the loss from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -59,22 +55,16 @@ class DiagonalityLossHook(Hook):
 def attach_diagonality_loss(model: nn.Module, loss: DiagonalityLoss) -> list[RemovableHandle]:
     """Make ``model(..., mode='loss')`` return ``loss_dp`` among its losses.
 
+    That call raises a :class:`UserError` where it passes no less-attention layer. A model whose
+    losses nobody asks for, such as the stand-in of a tool that draws learning rates, may have none.
+
     Args:
         model: Model without its distributed wrapper.
         loss: Loss of one layer.
 
     Returns:
         Handles whose ``remove()`` detaches the loss.
-
-    Raises:
-        UserError: If the model has no less-attention layer.
     """
-    backbones = [module for module in model.modules() if isinstance(module, LaViT)]
-    if not any(isinstance(m, LessAttention) for b in backbones for m in b.modules()):
-        raise UserError(
-            f'loss_dp: {type(model).__name__} has no less-attention layer; remove '
-            'DiagonalityLossHook from custom_hooks or use a LaViT backbone with less_attention=True'
-        )
     collected: list[LayerTrace] = []
 
     def start(module: nn.Module, args: Any) -> None:
@@ -85,10 +75,18 @@ def attach_diagonality_loss(model: nn.Module, loss: DiagonalityLoss) -> list[Rem
         collected.clear()
         if kwargs.get('mode') != 'loss':
             return losses
+        if not layers:
+            raise UserError(
+                f'loss_dp: {type(model).__name__} has no less-attention layer; remove '
+                'DiagonalityLossHook from custom_hooks or use a LaViT backbone with '
+                'less_attention=True'
+            )
         values = [loss(layer.logits, layer.windows) for layer in layers]
         return {**losses, 'loss_dp': torch.stack(values).mean()}
 
     handles = [model.register_forward_pre_hook(start)]
-    for backbone in backbones:
-        handles += trace_layers(backbone, lambda layer: collected.append(layer), kinds=('LA',))
+    for module in model.modules():
+        if isinstance(module, LaViT):
+            # not the bound method, whose list a deep copy of the model would copy as well
+            handles += trace_layers(module, lambda layer: collected.append(layer), kinds=('LA',))
     return [*handles, model.register_forward_hook(finish, with_kwargs=True)]

@@ -1,16 +1,17 @@
-"""Refuse a checkpoint that does not belong to the model, or of which nothing does."""
+"""Refuse a checkpoint that does not belong to the model."""
 
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import Runner
-from torch import nn
+from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 
+from mmlavit.errors import UserError
 from mmlavit.models.key_differences import check_belongs, check_overlaps
 from mmlavit.registry import HOOKS
 
-__all__ = ['PartialLoadHook', 'StrictLoadHook']
+from .dataset_check_hook import unwrapped
+
+__all__ = ['StrictLoadHook']
 
 
 @HOOKS.register_module()
@@ -18,9 +19,9 @@ class StrictLoadHook(Hook):
     """Compare every checkpoint that the runner loads with the model, before it is copied.
 
     mmengine only warns of missing, unexpected and mismatched keys, and a model that is half
-    initialised at random still yields metrics. Window transforms may differ in shape, since the
-    backbone resizes them; batch norm's ``num_batches_tracked`` and the data preprocessor are not
-    compared.
+    initialised at random still yields metrics. To test and to resume, all keys must match; window
+    transforms may differ in shape, since the backbone resizes them. Of what training starts from
+    (``load_from``), something must fit.
     """
 
     # Ahead of EMAHook, which copies the state dict to the averaged model.
@@ -29,41 +30,20 @@ class StrictLoadHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Check the keys and shapes of a checkpoint.
 
-        Args:
-            runner: The runner that loads the checkpoint.
-            checkpoint: What the file holds.
-
         Raises:
-            UserError: If the checkpoint does not belong to the model; the message names the file
-                and the first keys of every kind.
+            UserError: If the checkpoint does not belong to the model, or cannot be resumed from.
         """
-        check_belongs(checkpoint, _unwrapped(runner.model), runner._load_from)
-
-
-@HOOKS.register_module()
-class PartialLoadHook(Hook):
-    """Refuse a checkpoint of which nothing fits the model.
-
-    mmengine loads what fits of ``load_from`` and warns of the rest, also where the rest is all, and
-    the run starts from random weights.
-    """
-
-    priority = 'VERY_HIGH'
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Check the keys and shapes of a checkpoint.
-
-        Args:
-            runner: The runner that loads the checkpoint.
-            checkpoint: What the file holds.
-
-        Raises:
-            UserError: If no tensor fits the model; the message names the file and the first keys.
-        """
-        check_overlaps(checkpoint, _unwrapped(runner.model), runner._load_from)
-
-
-def _unwrapped(model: Any) -> nn.Module:
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
+        path = runner._load_from or find_latest_checkpoint(runner.work_dir)
+        model = unwrapped(runner.model)
+        if isinstance(runner._train_loop, BaseLoop) and not runner._resume:
+            check_overlaps(checkpoint, model, path)
+            return
+        if runner._resume and not {'epoch', 'iter'} <= set(checkpoint.get('meta', ())):
+            raise UserError(
+                f'checkpoint {path!r} cannot be resumed: it holds {", ".join(checkpoint)}, and no '
+                f'iteration. Weights are a start, not a state: --cfg-options load_from={path} '
+                'starts from them'
+            )
+        if runner._resume and 'optimizer' not in checkpoint:
+            runner.logger.warning(f'{path} holds no state of the optimizer, which starts afresh.')
+        check_belongs(checkpoint, model, path)

@@ -1,1 +1,0 @@
-"""Runner, loop, and where to resume from."""
