@@ -3,10 +3,12 @@
 import argparse
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from mmlavit.models.backbones.arch import ARCHS
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-# what the peers come from
-PACKAGES = ('onedl-mmdetection', 'onedl-mmpretrain', 'timm')
+# torch, and what the peers come from
+PACKAGES = ('torch', 'onedl-mmdetection', 'onedl-mmpretrain', 'timm')
+SIZES = [(224, 224), (512, 512), (800, 1344)]
 # batches hold about as many pixels as one image of COCO
 BATCH_PIXELS = 800 * 1344
 
@@ -30,56 +33,45 @@ Size = tuple[int, int]
 Row = dict[str, Any]
 
 
-def add_options(parser: argparse.ArgumentParser, sizes: Sequence[Size]) -> None:
-    """Add the options of everything that is timed, with ``(h, w)`` of the images by default."""
+def make_parser(description: str | None, dtype: str) -> argparse.ArgumentParser:
+    """Make a parser with what all benchmarks take; ``dtype`` is used where nobody says which."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--arch', choices=ARCHS, default='small', help='LaViT (%(default)s)')
     parser.add_argument(
-        '--sizes',
-        nargs='+',
-        type=size_of,
-        default=list(sizes),
-        metavar='HxW',
-        help=f'image sizes ({" ".join(map(show_size, sizes))})',
+        '--dtype', choices=DTYPES, default=dtype, help='fp32, or what autocast uses (%(default)s)'
     )
+    parser.add_argument('--json', type=output_file, metavar='FILE', help='write all figures there')
+    return parser
+
+
+def add_timing(parser: argparse.ArgumentParser) -> None:
+    """Add the options of everything that is timed."""
     parser.add_argument(
-        '--batch',
-        nargs='+',
-        type=positive,
-        metavar='N',
+        '--sizes', nargs='+', type=size_of, default=SIZES, metavar='HxW',
+        help=f'image sizes ({" ".join(map(show_size, SIZES))})',
+    )  # fmt: skip
+    parser.add_argument(
+        '--batch', nargs='+', type=positive, metavar='N',
         help='images in a batch, one for all sizes or one a size '
         '(as many as have the pixels of one of 800x1344, at least 1)',
-    )
+    )  # fmt: skip
     parser.add_argument('--device', type=_device, default='cpu', help='%(default)s, cuda, cuda:1')
-    parser.add_argument(
-        '--dtype', choices=DTYPES, default='fp32', help='fp32, or what autocast uses (%(default)s)'
-    )
     parser.add_argument('--threads', type=positive, help='CPU threads (what torch chooses)')
     parser.add_argument(
         '--rounds', type=positive, default=7, help='measurements of everything (%(default)s)'
     )
     parser.add_argument(
-        '--min-seconds',
-        type=float,
-        default=0.2,
-        metavar='S',
+        '--min-seconds', type=float, default=0.2, metavar='S',
         help='what a measurement lasts at least (%(default)s)',
-    )
-    add_json(parser)
-
-
-def add_compile(parser: argparse.ArgumentParser) -> None:
-    """Add the option to time compiled modules too."""
+    )  # fmt: skip
     parser.add_argument(
         '--compile',
         action='store_true',
         help='time everything compiled as well, and compare the faster way of each side; on a CPU '
         'compiling takes minutes a model',
     )
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add the option to keep the results."""
-    parser.add_argument('--json', type=output_file, metavar='FILE', help='write all figures there')
 
 
 def read_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -104,14 +96,8 @@ def read_setting(parser: argparse.ArgumentParser, args: argparse.Namespace) -> S
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    return Setting(
-        args.device,
-        DTYPES[args.dtype],
-        torch.get_num_threads(),
-        args.rounds,
-        args.min_seconds,
-        getattr(args, 'compile', False),
-    )
+    threads, dtype = torch.get_num_threads(), DTYPES[args.dtype]
+    return Setting(args.device, dtype, threads, args.rounds, args.min_seconds, args.compile)
 
 
 def print_table(
@@ -135,45 +121,33 @@ def print_table(
 
 def write_json(args: argparse.Namespace, rows: Sequence[Row]) -> None:
     """Write everything measured so far to ``args.json``, with what it was measured on."""
-    if args.json is None:
-        return
-    options = {key: str(value) if isinstance(value, (Path, torch.device)) else value
-               for key, value in vars(args).items()}  # fmt: skip
-    content = {
-        'command': args.command, 'machine': machine(args), 'options': options, 'rows': rows
-    }  # fmt: skip
-    args.json.write_text(json.dumps(content, indent=2))
+    if args.json is not None:
+        content = dict(command=args.command, machine=machine(args), options=vars(args), rows=rows)
+        args.json.write_text(json.dumps(content, indent=2, default=str))
 
 
 def machine(args: argparse.Namespace) -> Row:
     """Tell which code a run has measured, on what, and with which releases."""
-    found = {'commit': commit()}
-    device = getattr(args, 'device', None)
-    if device is not None:
+    found = {'commit': _commit()}
+    if 'device' in args:
         found['dtype'] = args.dtype
         found['cpu'] = _cpu()
         found['vector instructions'] = torch.backends.cpu.get_cpu_capability()
         found['threads'] = str(torch.get_num_threads())
-        if device.type == 'cuda':
-            found['gpu'] = torch.cuda.get_device_name(device)
+        if args.device.type == 'cuda':
+            found['gpu'] = torch.cuda.get_device_name(args.device)
     found['python'] = platform.python_version()
-    found['torch'] = torch.__version__
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # then there is no peer from it
             found[package] = version(package)
-        except PackageNotFoundError:  # then there is no peer from it
-            continue
     return found
 
 
-def commit() -> str:
-    """Name the commit of this checkout; ``'unknown'`` outside one."""
+def _commit() -> str:
     # the folder of this checkout alone: a copy of the code within another is none of its commits
-    git = ['git', f'--git-dir={ROOT / ".git"}', f'--work-tree={ROOT}']
+    git = ['git', f'--git-dir={ROOT / ".git"}', f'--work-tree={ROOT}', 'describe', '--always']
     try:
-        done = subprocess.run(
-            [*git, 'describe', '--always', '--dirty'], capture_output=True, text=True, cwd=ROOT
-        )
+        done = subprocess.run([*git, '--dirty'], capture_output=True, text=True, cwd=ROOT)
     except FileNotFoundError:
         return 'unknown'
     return done.stdout.strip() or 'unknown'
@@ -181,11 +155,8 @@ def commit() -> str:
 
 def _cpu() -> str:
     info = Path('/proc/cpuinfo')
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    return platform.processor()
+    found = re.search(r'model name\s*: (.*)', info.read_text() if info.exists() else '')
+    return found[1] if found else platform.processor()
 
 
 def show_size(size: Size) -> str:

@@ -26,7 +26,7 @@ from backward import backward
 from common import (
     DTYPES,
     Row,
-    add_json,
+    make_parser,
     positive,
     print_table,
     read_options,
@@ -45,7 +45,6 @@ from torch.utils._pytree import tree_leaves
 
 from mmlavit import ops
 from mmlavit.models import LaViT
-from mmlavit.models.backbones.arch import ARCHS
 from mmlavit.models.layers import LessAttention
 from mmlavit.ops.backends import Backend
 
@@ -53,13 +52,9 @@ aten = torch.ops.aten
 BACKENDS: tuple[Backend, ...] = ('definition', 'auto')
 # Operators that launch nothing though they are no views.
 FREE = (
-    aten._unsafe_view,
-    aten.empty,
-    aten.empty_like,
-    aten.empty_strided,
-    aten.new_empty,
+    aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty,
     aten.new_empty_strided,
-)
+)  # fmt: skip
 
 
 class KernelCounter(TorchDispatchMode):
@@ -75,13 +70,7 @@ class KernelCounter(TorchDispatchMode):
         self.kernels: Counter[str] = Counter()
         self.bytes = 0
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and count it if it launches a kernel."""
         result = func(*args, **(kwargs or {}))
         written = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
@@ -95,22 +84,13 @@ class KernelCounter(TorchDispatchMode):
 class FusedAttention(TorchFunctionMode):
     """Take the attention kernels that torch takes on a GPU: without one it takes plain products."""
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function."""
-        kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
+            return func(*args, **(kwargs or {}))
         bias, training = kwargs['attn_mask'], torch.is_grad_enabled()
-        # the kernel with a bias wants its rows aligned
-        bias = (
-            None if bias is None else F.pad(bias, (0, -bias.shape[-1] % 8))[..., : bias.shape[-1]]
-        )
+        if bias is not None:  # the kernel with a bias wants its rows aligned
+            bias = F.pad(bias, (0, -bias.shape[-1] % 8))[..., : bias.shape[-1]]
         return aten._scaled_dot_product_efficient_attention(*args, bias, training)[0]
 
 
@@ -177,18 +157,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             model = fake_model(arch=args.arch, less_attention=less_attention)
             with ops.use(backend):
                 counted = count_model(model, images, DTYPES[args.dtype])
-            for mode, found in counted.items():
-                rows.append(
-                    dict(model=LAVIT if less_attention else BASELINE, backend=backend, mode=mode,
-                         size=show_size(args.size), batch=args.batch,
-                         kernels=found.kernels.total(), bytes=found.bytes,
-                         operators=dict(found.kernels.most_common()))
-                )  # fmt: skip
-    lines = [
-        [row['model'], row['backend'], row['mode'], str(row['kernels']),
-         f'{row["bytes"] / 1e9:.2f}']
-        for row in rows
-    ]  # fmt: skip
+            name = LAVIT if less_attention else BASELINE
+            rows += [
+                dict(model=name, backend=backend, mode=mode, size=show_size(args.size),
+                     batch=args.batch, kernels=found.kernels.total(), bytes=found.bytes,
+                     operators=dict(found.kernels.most_common()))
+                for mode, found in counted.items()
+            ]  # fmt: skip
+    keys = ('model', 'backend', 'mode', 'kernels')
+    lines = [[*(str(row[key]) for key in keys), f'{row["bytes"] / 1e9:.2f}'] for row in rows]
     title = f'Counted, not measured: {show_size(args.size)}, batch {args.batch}, {args.dtype}'
     print_table(title, ['model', 'backend', 'pass', 'kernels', 'GB moved'], lines, args)
     write_json(args, rows)
@@ -196,18 +173,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--arch', choices=ARCHS, default='small', help='LaViT (%(default)s)')
+    parser = make_parser(__doc__, 'bf16')
     parser.add_argument(
         '--size', type=size_of, default=(224, 224), metavar='HxW', help='of the images (224x224)'
     )
     parser.add_argument('--batch', type=positive, default=64, metavar='N', help='%(default)s')
-    parser.add_argument(
-        '--dtype', choices=DTYPES, default='bf16', help='fp32, or what autocast uses (%(default)s)'
-    )
-    add_json(parser)
     return read_options(parser, argv)
 
 

@@ -21,8 +21,8 @@ import torch
 from common import (
     Row,
     Size,
-    add_compile,
-    add_options,
+    add_timing,
+    make_parser,
     positive,
     print_table,
     read_options,
@@ -39,17 +39,14 @@ from mmlavit.models.layers import AttentionResidual, LessAttention, VanillaAtten
 from mmlavit.ops import Windows
 from mmlavit.ops.windows import ceil_divide
 
-SIZES = ((224, 224), (512, 512), (800, 1344))
 RATIO = ('LA, ms', 'VA, ms', 'LA over VA')
+KEYS = ('la_milliseconds', 'va_milliseconds', 'la_over_va')
 
 
 def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser, SIZES)
-    add_compile(parser)
+    parser = make_parser(__doc__, 'fp32')
+    add_timing(parser)
     parser.add_argument('--window', type=positive, default=7, help='its side (%(default)s)')
     args = read_options(parser, argv)
     return args, read_setting(parser, args)
@@ -71,8 +68,9 @@ def time_attention(size: Size, batch: int, args: argparse.Namespace, setting: Se
             logits = torch.randn(groups, heads, n, n, device=setting.device, dtype=setting.dtype)
             la = LessAttention(dim, args.window).to(setting.device)
             va = VanillaAttention(dim, heads, keep_logits=False).to(setting.device)
-            calls[f'LA {i}'] = la, step(x, logits, windows, setting)
-            calls[f'VA {i}'] = va, step(x, None, windows, setting)
+            given: dict[str, Any] = dict(x=x, windows=windows, setting=setting)
+            calls[f'LA {i}'] = la, partial(step, logits=logits, **given)
+            calls[f'VA {i}'] = va, partial(step, logits=None, **given)
             found.append(
                 dict(part='attention', mode=mode, stage=i + 1, channels=dim, heads=heads,
                      map=show_size((h, w)), batch=batch)
@@ -85,34 +83,22 @@ def time_attention(size: Size, batch: int, args: argparse.Namespace, setting: Se
 
 
 def _predict(
-    x: Tensor, logits: Tensor | None, windows: Windows, setting: Setting
-) -> Callable[[Any], None]:
-    def call(attention: Any) -> None:
-        with torch.no_grad(), setting.precision():
-            attention(x, logits, windows)
-
-    return call
+    attention: Any, x: Tensor, logits: Tensor | None, windows: Windows, setting: Setting
+) -> None:
+    with torch.no_grad(), setting.precision():
+        attention(x, logits, windows)
 
 
 def _train(
-    x: Tensor, logits: Tensor | None, windows: Windows, setting: Setting
-) -> Callable[[Any], None]:
-    inputs = [leaf.detach().requires_grad_() for leaf in (x, logits) if leaf is not None]
-    gradients: list[Tensor] = []
-
-    def call(attention: Any) -> None:
-        attention.zero_grad()
-        for leaf in inputs:
-            leaf.grad = None
-        with setting.precision():
-            outputs = attention(inputs[0], inputs[1] if len(inputs) > 1 else None, windows)
-        results = [output for output in outputs if output is not None]
-        if not gradients:
-            # LA's logits get one too: the next layer reads them
-            gradients.extend(map(torch.randn_like, results))
-        torch.autograd.backward(results, gradients)
-
-    return call
+    attention: Any, x: Tensor, logits: Tensor | None, windows: Windows, setting: Setting
+) -> None:
+    attention.zero_grad()
+    inputs = [leaf if leaf is None else leaf.detach().requires_grad_() for leaf in (x, logits)]
+    with setting.precision():
+        outputs = attention(*inputs, windows)
+    # LA's logits get a gradient too: the next layer reads them
+    results = [output for output in outputs if output is not None]
+    torch.autograd.backward(results, [result.detach() for result in results])
 
 
 def time_models(size: Size, batch: int, args: argparse.Namespace, setting: Setting) -> Row:
@@ -126,18 +112,15 @@ def time_models(size: Size, batch: int, args: argparse.Namespace, setting: Setti
     row: Row = dict(part='model', size=name, batch=batch)
     row['residual_share'] = _share_of_residuals(lavit, images, setting, f'{name}, AR')
     predict = partial(forward, images=images, setting=setting)
-    times = time_ways(
-        {'LA': (lavit, predict), 'VA': (baseline, predict)}, setting, f'{name}, forward'
-    )
+    calls = {'LA': (lavit, predict), 'VA': (baseline, predict)}
+    times = time_ways(calls, setting, f'{name}, forward')
     row['forward'] = _compare(best(times['LA']), best(times['VA']))
     train = partial(training_step, images=images, setting=setting)
     without = TrainingLoss(LaViT(args.arch, args.window).to(setting.device), False)
     losses = {'LA': TrainingLoss(lavit, True), 'no DP': without,
               'VA': TrainingLoss(baseline, False)}  # fmt: skip
-    times = time_ways(
-        {key: (loss.train(), train) for key, loss in losses.items()}, setting, f'{name}, training'
-    )
-    la, plain, va = (best(times[key]) for key in losses)
+    steps = {key: (loss.train(), train) for key, loss in losses.items()}
+    la, plain, va = map(best, time_ways(steps, setting, f'{name}, training').values())
     row['training'] = _compare(la, va)
     row['training, no DP loss'] = _compare(plain, va)
     row['diagonality_share'] = Spread.of(1 - plain / la)._asdict()
@@ -147,10 +130,10 @@ def time_models(size: Size, batch: int, args: argparse.Namespace, setting: Setti
 def _share_of_residuals(model: LaViT, images: Tensor, setting: Setting, title: str) -> Row:
     """Time the attention residuals on what they get in a forward pass, and the pass itself."""
     inputs: list[tuple[nn.Module, Any]] = []
-    modules = [module for module in model.modules() if isinstance(module, AttentionResidual)]
     handles = [
         module.register_forward_pre_hook(lambda module, args: inputs.append((module, args)))
-        for module in modules
+        for module in model.modules()
+        if isinstance(module, AttentionResidual)
     ]
     predict = partial(forward, model, images, setting)
     predict()
@@ -167,19 +150,12 @@ def _share_of_residuals(model: LaViT, images: Tensor, setting: Setting, title: s
 
 
 def _compare(la: np.ndarray, va: np.ndarray) -> Row:
-    return {
-        'la_milliseconds': Spread.of(1000 * la)._asdict(),
-        'va_milliseconds': Spread.of(1000 * va)._asdict(),
-        'la_over_va': Spread.of(la / va)._asdict(),
-    }
+    values = (1000 * la, 1000 * va, la / va)
+    return {key: Spread.of(x)._asdict() for key, x in zip(KEYS, values, strict=True)}
 
 
 def _cells(row: Row) -> list[str]:
-    """Show what :func:`_compare` has found."""
-    return [Spread(**row[key]).show(2) for key in _KEYS]
-
-
-_KEYS = ('la_milliseconds', 'va_milliseconds', 'la_over_va')
+    return [Spread(**row[key]).show(2) for key in KEYS]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

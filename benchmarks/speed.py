@@ -19,8 +19,8 @@ from typing import Any
 from common import (
     Row,
     Size,
-    add_compile,
-    add_options,
+    add_timing,
+    make_parser,
     print_table,
     read_options,
     read_setting,
@@ -45,17 +45,13 @@ from torch import nn
 
 from mmlavit.apis.complexity import multiply_adds
 
-SIZES = ((224, 224), (512, 512), (800, 1344))
 MODES = ('forward', 'training')
 
 
 def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser, SIZES)
-    add_compile(parser)
+    parser = make_parser(__doc__, 'fp32')
+    add_timing(parser)
     parser.add_argument(
         '--mode', choices=(*MODES, 'both'), default='both', help='what to time (%(default)s)'
     )
@@ -135,8 +131,7 @@ def print_backbones(rows: Sequence[Row], args: argparse.Namespace) -> None:
     for mode in modes:
         columns += [f'{mode}{", compiled" if way == "compiled" else ""}, ms' for way in ways]
         columns.append('images/s over Swin-T')
-    with_memory = 'memory' in rows[0]
-    columns += ['memory, MiB', 'over Swin-T'] if with_memory else []
+    columns += ['memory, MiB', 'over Swin-T'] if 'memory' in rows[0] else []
     lines = []
     for row in rows:
         line = [row['model'], f'{row["parameters"] / 1e6:.2f}', f'{row["multiply_adds"] / 1e9:.2f}']
@@ -145,8 +140,8 @@ def print_backbones(rows: Sequence[Row], args: argparse.Namespace) -> None:
             times = found.get('milliseconds', {})
             line += [Spread(**times[way]).show(1) if way in times else '' for way in ways]
             line.append(Spread(**found['speed_over_swin']).show(2) if found else '')
-        if with_memory:
-            known = row['memory'] is not None and row['memory_over_swin'] is not None
+        if 'memory' in row:
+            known = row['memory_over_swin'] is not None
             line.append(f'{row["memory"] / 2**20:.0f}' if known else 'unknown')
             line.append(f'{row["memory_over_swin"]:.2f}' if known else '')
         lines.append(line)

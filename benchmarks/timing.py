@@ -15,23 +15,14 @@ from torch import nn
 
 
 class Setting(NamedTuple):
-    """How everything in a run is executed.
-
-    Attributes:
-        device: Where.
-        dtype: float32, or what autocast uses.
-        threads: Threads of an operator on a CPU.
-        rounds: How often everything is measured.
-        seconds: What a measurement lasts at least; fast calls are repeated.
-        compile: Whether modules are timed compiled as well.
-    """
+    """How everything in a run is executed."""
 
     device: torch.device
-    dtype: torch.dtype
-    threads: int
-    rounds: int
-    seconds: float
-    compile: bool
+    dtype: torch.dtype  # float32, or what autocast uses
+    threads: int  # of an operator on a CPU
+    rounds: int  # how often everything is measured
+    seconds: float  # what a measurement lasts at least; fast calls are repeated
+    compile: bool  # whether modules are timed compiled as well
 
     def precision(self) -> AbstractContextManager:
         """Enter mixed precision, unless float32 is asked for."""
@@ -76,23 +67,19 @@ def time_ways(
         # many modules share the code of a method, and each counts as one more compilation of it
         torch._dynamo.config.recompile_limit = 64
     calls: dict[str, Callable[[], object]] = {}
-    origins: dict[str, tuple[str, str]] = {}
     for name, (module, call) in subjects.items():
-        ways: dict[str, Callable[[], object]] = {'eager': partial(call, module)}
+        calls[f'{name}, eager'] = partial(call, module)
         if setting.compile:
             compiled = partial(call, torch.compile(module, dynamic=False))
             try:
                 compiled()
-                ways['compiled'] = compiled
+                calls[f'{name}, compiled'] = compiled
             except Exception as error:  # of whatever torch finds in somebody's module
                 reason = f'{type(error).__name__}: {error}'.splitlines()[0]
                 print(f'{title}: {name} cannot be compiled: {reason}', file=sys.stderr)
-        for way, run in ways.items():
-            calls[f'{name}, {way}'] = run
-            origins[f'{name}, {way}'] = (name, way)
     found: dict[str, Ways] = {name: {} for name in subjects}
     for key, seconds in interleave(calls, setting, title).items():
-        name, way = origins[key]
+        name, _, way = key.rpartition(', ')
         found[name][way] = seconds
     return found
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache, partial
 from pathlib import Path
@@ -46,19 +46,14 @@ METHODS = {
 def safe_loading(trust: bool = False) -> Iterator[None]:
     """Let every ``torch.load``, above all those of mmengine, read a checkpoint as data.
 
-    The outermost context decides for all that are nested in it: a tool decides for its whole run,
-    and what it calls is safe where nobody has decided.
-
-    Args:
-        trust: Whether to leave loading to mmengine and torch, so that checkpoints may run code.
+    With ``trust``, mmengine and torch load as they do, so that checkpoints may run code. The
+    outermost context decides for all that are nested in it: a tool decides for its whole run, and
+    what it calls is safe where nobody has decided.
     """
     token = _decided.set(True)
     try:
-        if trust or token.old_value is True:
+        with nullcontext() if trust or token.old_value is True else _forced_safe():
             yield
-        else:
-            with _forced_safe():
-                yield
     finally:
         _decided.reset(token)
 
@@ -86,9 +81,7 @@ def _forced_safe() -> Iterator[None]:
 def load_checkpoint(path: str, map_location: str = 'cpu') -> dict[str, Any]:
     """Read a checkpoint, as data unless an enclosing :func:`safe_loading` trusts it.
 
-    Args:
-        path: A path, URL, or name as ``torchvision://resnet50`` that mmengine knows.
-        map_location: Where tensors are put.
+    It is a path, URL, or name as ``torchvision://resnet50`` that mmengine knows.
 
     Raises:
         UserError: If there is no such file, it is no checkpoint, or it holds what is not allowed.
@@ -114,9 +107,7 @@ def state_dict_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_checkpoint(path: str) -> None:
-    """Stop where a local file is missing, or does not start as a checkpoint.
-
-    A URL is left to the loader.
+    """Stop where a local file is missing, or does not start as a checkpoint; pass by URLs.
 
     Raises:
         UserError: If the file cannot be a checkpoint.

@@ -1,7 +1,6 @@
 """Two real processes over gloo: started by the launchers, or spawned with a function to run."""
 
 import faulthandler
-import fcntl
 import os
 import signal
 import socket
@@ -11,59 +10,37 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT
 
-# Below what Linux hands out by itself (net.ipv4.ip_local_port_range).
-PORTS = range(20000, 30000)
 # A collective that waits longer than this raises in every process.
 TIMEOUT = 'env_cfg.dist_cfg.timeout=60'
 TAIL = 20000
 
-_taken: list[int] = []
-
 
 def free_port() -> str:
-    """A port that no other process that asks here gets until this one ends."""
-    for port in PORTS:
-        # no port twice, not even while the other job has still to bind it
-        with suppress(OSError), socket.socket() as probe:
-            lock = os.open(Path(gettempdir(), f'mmlavit_test_port_{port}'), os.O_CREAT | os.O_RDWR)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                probe.bind(('', port))
-            except OSError:
-                os.close(lock)
-                raise
-            _taken.append(lock)
-            return str(port)
-    raise RuntimeError(f'no port of {PORTS} is free')
+    """A port that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        return str(probe.getsockname()[1])
 
 
 def start(script: str, *argv: str, **variables: str) -> subprocess.Popen[str]:
     """Start a script of tools/ where no GPU is seen."""
-    env = {
-        **os.environ,
+    env = os.environ | {
         'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
         'CUDA_VISIBLE_DEVICES': '',
         'OMP_NUM_THREADS': '1',
         'PYTHONFAULTHANDLER': '1',
-        'PORT': free_port(),
-        **variables,
+        'PORT': variables.pop('PORT', None) or free_port(),
     }
     env.pop('LOCAL_RANK', None)
-    return subprocess.Popen(
-        ['bash', ROOT / 'tools' / script, *argv],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    command = ['bash', ROOT / 'tools' / script, *argv]
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=env | variables, start_new_session=True, **streams)
 
 
 def finish(job: subprocess.Popen[str], timeout: float = 180) -> str:
@@ -71,7 +48,10 @@ def finish(job: subprocess.Popen[str], timeout: float = 180) -> str:
     try:
         return job.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
-        output = _abort(job)
+        _kill(descendants(job.pid), signal.SIGABRT)  # Python's fault handler prints the stacks
+        time.sleep(5)
+        _kill([*descendants(job.pid), job.pid], signal.SIGKILL)
+        output = job.communicate()[0]
         pytest.fail(f'{job.args} ran longer than {timeout} seconds:\n{output[-TAIL:]}')
     finally:
         if job.poll() is None:
@@ -87,22 +67,6 @@ def descendants(pid: int) -> list[int]:
             for child in map(int, path.read_text().split()):
                 found += [child, *descendants(child)]
     return found
-
-
-def _abort(job: subprocess.Popen[str]) -> str:
-    """End a job from its ranks upwards; Python's fault handler prints their stacks on SIGABRT."""
-    ranks = descendants(job.pid)
-    _kill(ranks, signal.SIGABRT)
-    time.sleep(5)
-    # torchrun, unless it has ended for want of ranks
-    _kill([job.pid], signal.SIGABRT)
-    with suppress(ProcessLookupError):
-        os.killpg(job.pid, signal.SIGTERM)
-    try:
-        return job.communicate(timeout=40)[0]
-    except subprocess.TimeoutExpired:
-        _kill([*ranks, *descendants(job.pid), job.pid], signal.SIGKILL)
-        return job.communicate()[0]
 
 
 def _kill(pids: list[int], number: signal.Signals) -> None:
@@ -140,14 +104,8 @@ def _work(
     rank: int, port: str, timeout: float, function: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
     faulthandler.dump_traceback_later(timeout, exit=True)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE='2',
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=port,
-        CUDA_VISIBLE_DEVICES='',
-    )
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port, CUDA_VISIBLE_DEVICES='')
     torch.set_num_threads(1)
     function(*args)
     torch.distributed.destroy_process_group()

@@ -1,17 +1,15 @@
-"""Attention maps: that they are those of the pass, and that a model does not notice."""
+"""Attention maps are those of the pass, which does not notice; and what is measured on them."""
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from attention_definition import attend_by_definition, valid_pairs, windows_of
 from mmcv.transforms import CenterCrop
-from mmengine.model import MMDistributedDataParallel
 from mmpretrain.datasets.transforms import ResizeEdge
 from small_models import DEPTHS, make_backbone, make_layer
 
 from mmlavit.errors import UserError
-from mmlavit.models import trace_layers
+from mmlavit.models import diagonality_loss, trace_layers
 from mmlavit.ops import Windows
 from mmlavit.visualization.attention_maps import (
     ImageGeometry,
@@ -19,7 +17,14 @@ from mmlavit.visualization.attention_maps import (
     attention_of_point,
     find_backbone,
 )
+from mmlavit.visualization.attention_measures import (
+    diagonality_terms,
+    similarity_matrix,
+)
 
+some_windows = pytest.mark.parametrize(
+    'windows', [Windows(3, 2, 3, 6), Windows(3, 2, 4, 5)], ids=['whole windows', 'borders']
+)
 PLACES = [(stage, i + 1) for stage, depth in enumerate(DEPTHS, 1) for i in range(depth)]
 
 
@@ -46,27 +51,19 @@ def test_maps_are_the_softmax_of_the_logits_of_the_pass(size):
                 torch.testing.assert_close(found.sum(), inside.sum())
 
 
-@pytest.mark.parametrize(('with_cp', 'distributed'), [(False, True), (True, False)])
-def test_training_is_untouched(with_cp, distributed):
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_training_is_untouched(with_cp):
     """Gradients under autocast are those without a trace; recomputed layers do not count again."""
-    backbone = make_backbone(with_cp=with_cp, out_indices=(3,)).train()
-    model, seen = torch.nn.Sequential(backbone), []
-    if distributed:
-        dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
-        model = MMDistributedDataParallel(model)
-    try:
-        image, grads = torch.randn(2, 3, 90, 124), []
-        for attach in (False, True):
-            if attach:
-                trace_layers(find_backbone(model), seen.append)
-            model.zero_grad()
-            with torch.autocast('cpu', torch.bfloat16):
-                loss = model(image)[0].square().mean()
-            loss.backward()
-            grads.append([p.grad.clone() for p in model.parameters()])
-    finally:
-        if distributed:
-            dist.destroy_process_group()
+    model = torch.nn.Sequential(make_backbone(with_cp=with_cp, out_indices=(3,))).train()
+    image, grads, seen = torch.randn(2, 3, 90, 124), [], []
+    for attach in (False, True):
+        if attach:
+            trace_layers(find_backbone(model), seen.append)
+        model.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16):
+            loss = model(image)[0].square().mean()
+        loss.backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
     assert [(a.stage, a.layer) for a in seen] == PLACES
     maps = [attention_of(layer) for layer in seen]
@@ -88,11 +85,6 @@ def test_a_pass_that_fails_hands_nothing_over():
     for handle in handles:
         handle.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.modules())
-
-
-def test_a_model_without_the_backbone_is_refused():
-    with pytest.raises(UserError, match='Linear has no mmlavit.LaViT'):
-        find_backbone(torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize(('width', 'height'), [(300, 200), (120, 170)])
@@ -131,3 +123,35 @@ def test_attention_of_a_pixel_is_that_of_its_token():
         np.testing.assert_allclose(found.weights, expected, rtol=1e-5, atol=1e-7)
         left, top = col // 7 * 28, row // 7 * 28
         assert found.box == (left, top, left + shape[1] * 4, top + shape[0] * 4)
+
+
+def logits_of(windows):
+    return 3 * torch.randn(2 * windows.rows * windows.cols, 2, 9, 9)
+
+
+@some_windows
+def test_similarity_is_the_mean_cosine_of_valid_pairs(windows):
+    """By hand; 1 for identical maps."""
+    first, second = logits_of(windows), logits_of(windows)
+    cosines = []
+    for pairs in zip(*(valid_pairs(m, windows) for m in (first, second)), strict=True):
+        a, b = (p.softmax(-1).flatten(1) for p in pairs)
+        cosines.append(torch.cosine_similarity(a, b))
+    mean = torch.cat(cosines).mean().item()
+    matrix = similarity_matrix([make_layer(m, windows) for m in (first, second, first)])
+    expected = torch.tensor([[1, mean, 1], [mean, 1, mean], [1, mean, 1]])
+    torch.testing.assert_close(matrix, expected)
+
+
+@some_windows
+def test_terms_are_those_of_the_loss(windows):
+    """They sum to the loss, and symmetry is what it says."""
+    logits = logits_of(windows)
+    diagonality, symmetry = diagonality_terms(make_layer(logits, windows))
+    torch.testing.assert_close(diagonality + symmetry, diagonality_loss(logits, windows))
+    by_hand = [
+        (p := head.softmax(-1)).sub(p.T).abs().sum() / (2 * len(p))
+        for pairs in valid_pairs(logits, windows)
+        for head in pairs
+    ]
+    torch.testing.assert_close(symmetry, torch.stack(by_hand).mean())

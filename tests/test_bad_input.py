@@ -12,7 +12,6 @@ from mmengine.optim import OptimWrapper
 
 from mmlavit.checks.config import missing_paths, misspelt_keys, wrong_ann_files
 from mmlavit.cli.configs import read_config
-from mmlavit.datasets.guarded import SampleError
 
 TRAIN, TEST = load_tool('train'), load_tool('test')
 NANO = str(ROOT / 'configs/shapes/lavit-nano_shapes-cls.py')
@@ -56,10 +55,7 @@ def test_image_that_a_worker_cannot_read_is_named(stops, data):
     [
         (np.zeros((20, 30)), 'the mask has 20x30 pixels (height x width), and its image'),
         (np.zeros((64, 64, 3)), 'an image of 3 channels, expected a mask, one channel'),
-        (
-            np.full((64, 64), 7),
-            'the mask gives the labels 7, expected 0 to 3 for the 4 classes, or',
-        ),
+        (np.full((64, 64), 7), 'the mask gives the labels 7, expected 0 to 3 for the 4 classes, '),
     ],
 )
 def test_mask_that_the_check_did_not_read_is_named(mask, message, stops, data):
@@ -73,15 +69,12 @@ def test_mask_that_the_check_did_not_read_is_named(mask, message, stops, data):
 @pytest.mark.parametrize(
     'option',
     [
-        'model.backbone.window_size=0',
         'model.backbone.arch=huge',
         'model.backbone.windw_size=7',
         'model.backbone.type=mmlavit.LaVit',
         'train_dataloader.dataset.data_root=nowhere',
         'train_dataloader.dataset.data_prefix=trian',
-        'train_dataloader.dataset.with_lable=True',
         'val_evaluator.topks=1',
-        'optim_wrapper.optimizer.rate=1',
         'optim_wrapper.type=OptimWraper',
     ],
 )
@@ -111,30 +104,23 @@ def test_file_that_the_evaluator_reads_is_named(file, data, stops):
     assert stops('val.py') == message.replace('test_', 'val_')
 
 
-def test_annotation_file_without_a_root_is_looked_for(data):
-    """An empty data_root leaves the paths as they are, seen from the working directory."""
+def test_annotation_files_that_fit_are_found(data):
+    """Without a data_root, beside other metrics, and of data that is concatenated."""
     cfg = read_config('det.py', None)
-    file = cfg.test_evaluator.ann_file
-    cfg.test_dataloader.dataset.update(data_root='', ann_file=file, data_prefix=dict(img=''))
-    assert missing_paths(cfg, 'test_dataloader') + wrong_ann_files(cfg, 'test_dataloader') == []
-    cfg.test_dataloader.dataset.ann_file = 'none.json'
+    own, test = cfg.test_evaluator, cfg.test_dataloader.dataset
+    test.update(data_root='', ann_file=own.ann_file, data_prefix=dict(img=''))
+    other = {**own, 'ann_file': 'shapes/coco/annotations/instances_train2017.json'}
+    for evaluator in ([own, other], dict(type='Evaluator', metrics=[other, own])):
+        cfg.test_evaluator = evaluator
+        assert not missing_paths(cfg, 'test_dataloader') + wrong_ann_files(cfg, 'test_dataloader')
+    cfg.test_evaluator = [other]
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[test])
+    (message,) = wrong_ann_files(cfg, 'test_dataloader')
+    assert message.startswith('test_evaluator.0: ann_file is')
+    cfg.test_dataloader.dataset.datasets += [{**test, 'ann_file': 'none.json'}]
+    assert not wrong_ann_files(cfg, 'test_dataloader')
     (message,) = missing_paths(cfg, 'test_dataloader')
     assert message == f"test_dataloader: ann_file 'none.json' does not exist, seen from {data}"
-
-
-def test_evaluators_that_read_more_than_one_file(data):
-    """One of the metrics reads the file of the data; who concatenates data merges files."""
-    cfg = read_config('det.py', None)
-    other = dict(type='CocoMetric', ann_file='shapes/coco/annotations/instances_train2017.json')
-    own = cfg.test_evaluator
-    for evaluator in ([own, other], dict(type='Evaluator', metrics=[other, own]), [other]):
-        cfg.test_evaluator = evaluator
-        expected = [] if len(evaluator) == 2 else ['test_evaluator.0: ann_file is']
-        found = wrong_ann_files(cfg, 'test_dataloader')
-        assert [text.partition(" '")[0] for text in found] == expected
-    both = [cfg.train_dataloader.dataset, cfg.test_dataloader.dataset]
-    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=both)
-    assert wrong_ann_files(cfg, 'test_dataloader') == []
 
 
 @pytest.mark.parametrize(
@@ -151,10 +137,6 @@ def test_evaluators_that_read_more_than_one_file(data):
         (
             'train_dataloader = dict(bach_size=2)',
             "bad.py: train_dataloader: no argument 'bach_size'; did you mean 'batch_size'?",
-        ),
-        (
-            'train_dataloader = dict(num_workers=0, persistent_workers=True)',
-            'train_dataloader: persistent_workers=True beside num_workers=0',
         ),
     ],
 )
@@ -183,13 +165,3 @@ def test_own_variables_are_no_misspelt_keys():
     for key, meant in (('modle', 'model'), ('load_form', 'load_from'), ('tset_cfg', 'test_cfg')):
         (message,) = misspelt_keys(Config({key: None}))
         assert f'{meant!r}' in message
-
-
-def test_error_of_a_worker_is_its_message():
-    """torch hands on the text of a traceback; other texts stay as they are."""
-    text = (
-        'Caught SampleError in DataLoader worker process 0.\nOriginal Traceback (most recent call '
-        'last):\n  File "x.py", line 1\nsome.module.SampleError: a.png: gone\n'
-    )
-    assert str(SampleError(text)) == 'a.png: gone'
-    assert str(SampleError('a: b')) == 'a: b'

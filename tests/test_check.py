@@ -52,7 +52,7 @@ def checked(data, capsys):
         out, err = capsys.readouterr()
         assert 'Traceback' not in out + err
         *lines, last = out.splitlines()
-        found = {'ok': [], 'warn': [], 'FAIL': []}
+        found = {level: [] for level in ('ok', 'warn', 'FAIL')}
         for line in lines:
             found[line[:4].strip()].append(line[6:])
         assert last == f'{len(found["FAIL"])} wrong, {len(found["warn"])} to look at'
@@ -94,8 +94,7 @@ def test_sound_config_passes(config, options, samples, batch, checked, data):
 
 def test_step_is_the_first_of_the_run(checked, data):
     """Weights, batch and losses are those with which the run starts."""
-    found = checked('cls.py', *BN)
-    loss = float(re.search(r'loss (\S+),', found['ok'][-1])[1])
+    loss = float(re.search(r'loss (\S+),', checked('cls.py', *BN)['ok'][-1])[1])
     forget_runs()
     TRAIN.main(['cls.py', *BN])
     (log,) = (data / 'work_dirs/cls').rglob('vis_data/scalars.json')
@@ -119,42 +118,36 @@ def test_keys_and_paths_are_reported_as_a_whole(checked, data):
         "data_root 'nowhere' does not exist",
         "work dir 'cls.py/run' cannot be written to",
     )
-    assert len(failures) == len(parts)
     for part, failure in zip(parts, failures, strict=True):
         assert part in failure
 
 
 @pytest.mark.parametrize(
-    ('option', 'message'),
+    ('line', 'level', 'message'),
     [
-        ('train_cfg.max_epoch=2', "unexpected keyword argument 'max_epoch'"),
-        ('optim_wrapper.type=OptimWraper', 'OptimWraper'),
-        ('model.backbone.depht=18', "unexpected keyword argument 'depht'"),
-        ('model.head.num_classes=4', 'model.head.num_classes is 4, but CustomDataset .* 3 classes'),
-        ('model.head.loss.loss_weight=nan', 'loss is nan, expected a finite number'),
+        ('train_cfg = dict(max_epoch=2)', 'FAIL', "unexpected keyword argument 'max_epoch'"),
+        (
+            'model = dict(head=dict(num_classes=4))',
+            'FAIL',
+            'model.head.num_classes is 4, but CustomDataset .* 3 classes',
+        ),
+        (
+            "model = dict(head=dict(loss=dict(type='CrossEntropyLoss', loss_weight=float('nan'))))",
+            'FAIL',
+            'loss is nan, expected a finite number',
+        ),
+        (
+            "optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'backbone.layer1': dict(lr_mult="
+            "0.1), 'absolute_pos_embed': dict(lr_mult=0.0)}))",
+            'warn',
+            'custom_keys that match no parameter: absolute_pos_embed$',
+        ),
     ],
 )
-def test_what_a_run_builds_is_built(option, message, checked, data):
+def test_what_a_run_builds_is_built(line, level, message, checked, data):
     """Model, loops, optimizers and losses, with Python's own words for what they refuse."""
-    if option.endswith('nan'):
-        (data / 'nan.py').write_text(
-            "_base_ = 'cls.py'\nmodel = dict(head=dict(loss=dict(type='CrossEntropyLoss', "
-            "loss_weight=float('nan'))))\n"
-        )
-        failures = checked('nan.py', *BN)['FAIL']
-    else:
-        failures = checked('cls.py', *BN, option)['FAIL']
-    assert failures and re.search(message, failures[0])
-
-
-def test_optimizer_keys_that_match_nothing_are_a_warning(checked, data):
-    """Names of another backbone do nothing."""
-    (data / 'keys.py').write_text(
-        "_base_ = 'cls.py'\noptim_wrapper = dict(paramwise_cfg=dict(custom_keys={\n"
-        "'backbone.layer1': dict(lr_mult=0.1), 'absolute_pos_embed': dict(lr_mult=0.0)}))\n"
-    )
-    found = checked('keys.py', *BN)
-    assert found['warn'] == ['custom_keys that match no parameter: absolute_pos_embed']
+    (data / 'bad.py').write_text(f"_base_ = 'cls.py'\n{line}\n")
+    assert re.search(message, checked('bad.py', *BN)[level][0])
 
 
 def test_checkpoints_are_compared_with_the_model(checked, data, checkpoint):
@@ -178,7 +171,9 @@ def test_images_of_a_folder(checked, data):
     """Unreadable files and empty classes fail; images that OpenCV converts are counted."""
     folders = [images(data / FOLDERS / name) for name in ('circle', 'square', 'triangle')]
     cut, empty, text, turned = folders[0]
-    Image.open(turned).convert('RGB').save(turned, 'JPEG', exif=exif(3))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(turned).convert('RGB').save(turned, 'JPEG', exif=exif)
     cut.write_bytes(cut.read_bytes()[:200])
     empty.write_bytes(b'')
     text.write_text('no image')
@@ -192,15 +187,17 @@ def test_images_of_a_folder(checked, data):
     colour.save(alpha)
     cv2.imwrite(str(dark), np.full((32, 32, 3), 3000, np.uint16))
     grey.with_name('left.avif').write_bytes(b'another')
+    # The pipeline knows this format, and Pillow does not.
+    unknown = images(data / 'shapes/classification/val')[0]
+    unknown.write_bytes(cv2.imencode('.pam', np.zeros((32, 32, 3), np.uint8))[1].tobytes())
 
     found = checked('cls.py', '--data', *BN)
-    failures = [
+    assert found['FAIL'] == [
         'CustomDataset (shapes/classification/train): no image belongs to square',
         f'{cut.relative_to(data)}: image file is truncated',
         f'{empty.relative_to(data)}: the file is empty',
         f'{text.relative_to(data)}: not an image of a known format',
     ]
-    assert found['FAIL'] == failures
     warnings = dict(text.split(', in CustomDataset', 1) for text in found['warn'])
     kinds = {
         'grey images, read as three equal channels': grey,
@@ -210,17 +207,9 @@ def test_images_of_a_folder(checked, data):
         'images that their EXIF orientation turns: annotations must be of the turned image': turned,
     }
     for kind, path in kinds.items():
-        assert warnings.pop(kind).endswith(
-            f' (shapes/classification/train): 1 ({path.relative_to(data)})'
-        )
+        assert warnings.pop(kind).endswith(f' ({FOLDERS}): 1 ({path.relative_to(data)})')
         assert f'`{kind}`' in PAGE
     assert list(warnings) == ['images of another suffix, which are not used']
-
-
-def exif(orientation):
-    values = Image.Exif()
-    values[0x0112] = orientation
-    return values
 
 
 def test_what_mmdet_tolerates_is_a_warning(checked, data):
@@ -230,14 +219,12 @@ def test_what_mmdet_tolerates_is_a_warning(checked, data):
         listed = content['annotations']
         for annotation in listed:  # as pandas writes them
             annotation.update(image_id=float(annotation['image_id']), id=float(annotation['id']))
+            annotation['iscrowd'] = int(annotation['image_id'] == 4)
         listed[0]['bbox'] = [500, 500, 10, 10]
         listed[1]['bbox'][2] = 0
         listed[2]['segmentation'] = [[1, 1, 2, 2]]
         listed[4]['bbox'][0] = -8
         listed[5]['segmentation'].append([1, 1, 2, 2])
-        for annotation in listed:
-            if annotation['image_id'] == 4:
-                annotation['iscrowd'] = 1
         listed.append({**listed[0], 'id': 1000, 'image_id': 777})
         content['images'].append({**content['images'][0], 'id': 5, 'file_name': '5.png'})
 
@@ -282,8 +269,8 @@ def test_what_is_wrong_in_a_coco_file(checked, data):
     ):
         assert [text in line for line in found].count(True) == 1, text
     edit(data / TRAIN_FILE, lambda content: content['images'].append(content['images'][0]))
-    found = checked('det_masks.py', '--data')['FAIL']
-    assert f'{TRAIN_FILE}: 2 images have the id 1' in found
+    (failure,) = checked('det_masks.py')['FAIL']
+    assert 'several images have the same id, and mmdet would keep one of each: 1' in failure
 
 
 def test_run_length_masks_that_are_not_read(checked, data):
@@ -304,7 +291,6 @@ def test_run_length_masks_that_are_not_read(checked, data):
 @pytest.mark.parametrize(
     ('section', 'place', 'key', 'message'),
     [
-        ('annotations', 2, 'id', 'annotations[2]: id is nothing'),
         ('annotations', 2, 'image_id', 'annotations[2] with the id 3: image_id is nothing'),
         ('images', 1, 'width', 'images[1] with the id 2: width is nothing, expected int or float'),
         ('annotations', 2, 'bbox', 'annotation 3 of 000000000002.png: bbox is None, expected four'),
@@ -318,7 +304,7 @@ def test_entry_that_stops_mmdet_is_named(section, place, key, message, checked, 
 
 
 def test_masks_of_images(checked, data):
-    """Another size, values beyond the classes, unreadable and missing masks."""
+    """Another size, values beyond the classes, unreadable and missing masks; absent classes."""
     masks = images(data / SEG_MASKS)
     cv2.imwrite(str(masks[0]), np.zeros((20, 20), np.uint8))
     cv2.imwrite(str(masks[1]), np.full((64, 64), 7, np.uint8))
@@ -336,18 +322,8 @@ def test_masks_of_images(checked, data):
     ]
     assert set(expected) <= set(found)
     assert all(f'`{text}`' in PAGE for text in expected)
-
-
-@pytest.mark.parametrize('value', [255, 0])
-def test_class_that_no_mask_holds(value, checked, data):
-    """Objects that are ignored, as 255, and a class that is not there."""
-    for path in images(data / SEG_MASKS):
-        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        cv2.imwrite(str(path), np.where(mask == 2, value, mask))
-    failures = checked('seg.py', '--data', *SEG_BN)['FAIL']
-    assert failures == [
-        'BaseSegDataset (shapes/ade20k/images/training): no mask holds the class square'
-    ]
+    name = 'BaseSegDataset (shapes/ade20k/images/training)'
+    assert f'{name}: no mask holds the class square' in found
 
 
 def test_labels_beyond_the_classes(checked, data):
@@ -357,24 +333,5 @@ def test_labels_beyond_the_classes(checked, data):
     (data / 'shapes/classification/train.txt').write_text('\n'.join(lines))
     options = ('ann_file=train.txt', 'metainfo.classes="[circle,square,triangle]"')
     found = checked('cls.py', *BN, *(f'train_dataloader.dataset.{o}' for o in options))['FAIL']
-    assert [text.partition(' has the label ')[2] for text in found] == [
-        '3, expected 0 to 2 for 3 classes',
-        '4, expected 0 to 2 for 3 classes',
-    ]
-
-
-def test_file_that_only_the_pipeline_knows_is_no_failure(checked, data):
-    """Pillow does not decide what an image is."""
-    path = images(data / FOLDERS / 'circle')[0]
-    path.write_bytes(cv2.imencode('.pam', np.zeros((32, 32, 3), np.uint8))[1].tobytes())
-    assert not checked('cls.py', '--data', *BN)['FAIL']
-
-
-def test_config_says_how_many_masks_are_read(checked, data):
-    """With none, the values of files are nobody's business."""
-    # of the data to test on, which the first step does not draw
-    masks = images((data / SEG_MASKS).with_name('validation'))
-    cv2.imwrite(str(masks[1]), np.full((64, 64), 7, np.uint8))
-    for number, found in ((1, 0), (50, 1), (0, 0)):
-        option = f'default_hooks.dataset_check.num_masks={number}'
-        assert len(checked('seg.py', *SEG_BN, option)['FAIL']) == found, number
+    labels = [text.partition(' has the label ')[2] for text in found]
+    assert labels == [f'{label}, expected 0 to 2 for 3 classes' for label in (3, 4)]

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 
 import cv2
@@ -12,7 +13,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from mmlavit.checks.datasets import (
     base_datasets,
@@ -95,64 +96,39 @@ def test_every_head_is_compared(name, data):
         (problem,) = wrong_heads(model, data_set)
         assert problem.startswith(f'model.{path}.num_classes is {head.num_classes}, but Module has')
         head.num_classes -= 1
-    data_set.metainfo = {}
-    assert not list(wrong_heads(model, data_set))
 
 
 def test_heads_that_tell_no_classes_apart_are_left_alone():
     """Class-agnostic masks, boundaries, region proposals and stuff have numbers of their own."""
-    model = nn.Module()
-    for name, attribute in (
-        ('mask_head', dict(class_agnostic=True)),
-        ('auxiliary_head', dict(boundary_threshold=0.1)),
-        ('rpn_head', {}),
-        ('bbox_head', {}),
-    ):
-        head = nn.Module()
-        head.num_classes = 1
-        for key, value in attribute.items():
-            setattr(head, key, value)
-        setattr(model, name, head)
+    model, panoptic = nn.Module(), nn.Module()
+    for name in ('mask_head', 'auxiliary_head', 'rpn_head', 'bbox_head'):
+        model.add_module(name, nn.Module())
+        getattr(model, name).num_classes = 1
+    model.mask_head.class_agnostic = True
+    model.auxiliary_head.boundary_threshold = 0.1
     assert list(class_heads(model)) == ['bbox_head']
-    panoptic = nn.Module()
     panoptic.metainfo = dict(classes=('a', 'sky'), thing_classes=('a',))
     assert not list(wrong_heads(model, panoptic))
     model.language_model = nn.Identity()
     assert not class_heads(model)
 
 
-WRAPPERS = {
-    'none': lambda inner: inner,
-    'balanced in concat': lambda inner: dict(
-        type='ConcatDataset',
-        datasets=[dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=inner)],
-    ),
-}
-
-
-@pytest.mark.parametrize('wrap', WRAPPERS)
 @pytest.mark.parametrize(
     ('classes', 'message'),
     [
-        (
-            ('circle', 'star', 'square', 'moon'),
-            r'2 of its 4 classes are no category .*: star, moon; the file has circle, square, tri',
-        ),
         (('square', 'circle'), r'Reorder the categories of \S*_train2017.json to square, circle$'),
-        ('circle', r"metainfo has classes='circle', .* write \('circle',\) with the comma"),
+        (('circle', 'moon'), r'1 of its 2 classes are no category .*: moon; the file has circle'),
         (('square', 'triangle'), None),
     ],
 )
-def test_classes_of_a_coco_dataset_are_those_of_its_file(wrap, classes, message, data):
+def test_classes_of_a_coco_dataset_are_those_of_its_file(classes, message, data):
     """Missing and misplaced classes are found inside wrappers; a subset is a choice."""
     inner = {**load(DET, data).train_dataloader.dataset, 'metainfo': dict(classes=classes)}
-    wrapped = GuardedDataset(DATASETS.build(WRAPPERS[wrap](inner)))
+    balanced = dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=inner)
+    wrapped = GuardedDataset(DATASETS.build(dict(type='ConcatDataset', datasets=[balanced])))
     problems = [problem for base in base_datasets(wrapped) for problem in wrong_categories(base)]
-    if message is None:
-        assert not problems
-    else:
-        (problem,) = problems
-        assert pytest.raises(UserError, match=message).matches(UserError(problem))
+    assert len(problems) == (message is not None)
+    assert message is None or re.search(message, problems[0])
 
 
 @pytest.mark.parametrize('follow', [False, True])
@@ -164,12 +140,11 @@ def test_a_label_means_the_same_class_in_every_split(follow, data):
         classes = ('triangle', 'square', 'circle')
         for split in ('val', 'test'):
             cfg[f'{split}_dataloader'].dataset.metainfo = dict(classes=classes)
-    hook = DatasetCheckHook()
+    hook, runner = DatasetCheckHook(), PortableRunner.from_cfg(cfg)
     match = 'one label would mean two' if follow else 'Reorder the categories of .*val2017.json to'
-    with pytest.raises(UserError, match=f'{match}.*'):
-        hook.before_train(PortableRunner.from_cfg(cfg))
+    with pytest.raises(UserError, match=match):
+        hook.before_train(runner)
     learned = dict(meta=dict(dataset_meta=dict(classes=('circle', 'square', 'triangle'))))
-    runner = PortableRunner.from_cfg(cfg)
     hook.after_load_checkpoint(runner, learned)
     with pytest.raises(UserError, match=match):
         hook.before_test(runner)
@@ -187,25 +162,6 @@ def test_boxes_that_are_all_dropped_stop_training(data):
     assert 'no image has an annotation that counts' in problem
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_dataset_without_samples_is_explained(workers, data):
-    """The run stops while the data is loaded, before the infinite sampler looks for an index."""
-    cfg = load(SEG, data)
-    cfg.train_dataloader.update(num_workers=workers)
-    cfg.train_dataloader.dataset.update(img_suffix='.jpeg', serialize_data=bool(workers))
-    with pytest.raises(UserError, match=r"has no samples with .*img_suffix='.jpeg'"):
-        _ = PortableRunner.from_cfg(cfg).train_loop.dataloader
-
-
-def spoil(data, value, dtype=np.uint8):
-    """Put a value into one pixel of the last training mask."""
-    path = sorted((data / 'ade20k/annotations/training').iterdir())[-1]
-    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(dtype)
-    mask[5, 7] = value
-    cv2.imwrite(str(path), mask)
-    return path
-
-
 PIPELINE = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -219,20 +175,21 @@ PIPELINE = [
         (255, np.uint8, {}, None),
         (4, np.uint8, {}, 'the values 4, expected 0 to 3 for the 4 classes (background, '),
         (256, np.uint16, {}, 'the values 256, expected 0 to 3'),
-        (4, np.uint8, dict(reduce_zero_label=True), None),
         (5, np.uint8, dict(reduce_zero_label=True), 'the values 5, expected 1 to 4 '),
-        (9, np.uint8, dict(ignore_index=9), None),
         (255, np.uint8, dict(ignore_index=9), 'what is ignored: 9'),
         # the classes of ADE20K less one: masks hold all 150 and 0
-        (150, np.uint8, dict(type='ADE20KDataset', subset=True), None),
-        (151, np.uint8, dict(type='ADE20KDataset', subset=True), 'the values 151, expected 1 to'),
+        (150, np.uint8, dict(type='ADE20KDataset'), None),
+        (151, np.uint8, dict(type='ADE20KDataset'), 'the values 151, expected 1 to'),
     ],
 )
 def test_mask_values_are_classes(value, dtype, changes, expected, data):
     """Whatever a pixel becomes must be a class or ignored: read from files, and when loaded."""
-    path = spoil(data, value, dtype)
+    path = sorted((data / 'ade20k/annotations/training').iterdir())[-1]
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(dtype)
+    mask[5, 7] = value
+    cv2.imwrite(str(path), mask)
     changes = {'pipeline': PIPELINE, **changes}
-    if changes.pop('subset', None):
+    if changes.get('type') == 'ADE20KDataset':
         classes = DATASETS.get('mmseg.ADE20KDataset').METAINFO['classes'][1:]
         changes.update(metainfo=dict(classes=classes), reduce_zero_label=True)
     data_set = dataset(load(SEG, data), **changes)
@@ -249,14 +206,6 @@ def test_mask_values_are_classes(value, dtype, changes, expected, data):
     # the last of four masks is among any two, and none of none
     assert not list(wrong_masks(data_set, 0, training=False))
     assert list(wrong_masks(data_set, 2, training=False))
-
-
-def test_heads_ignore_what_the_dataset_ignores(data):
-    """A head with another ignore_index would take ignored pixels for a class."""
-    cfg = load(SEG, data)
-    cfg.model.decode_head.ignore_index = 9
-    with pytest.raises(UserError, match='decode_head.ignore_index is 9, .* ignore_index=255'):
-        DatasetCheckHook().before_train(PortableRunner.from_cfg(cfg))
 
 
 @pytest.mark.parametrize('others', [0, 1])
@@ -288,19 +237,6 @@ def test_guard_is_the_dataset_inside(data):
         _ = guarded.nothing_of_the_kind
 
 
-@pytest.mark.parametrize('num_workers', [0, 1])
-def test_guard_names_the_file(num_workers, data):
-    """Also from a worker, whose error arrives as a text, and where another index was asked for."""
-    inner = dataset(load(SEG, data), pipeline=PIPELINE)
-    path = data / 'ade20k/images/training/ADE_train_00000003.png'
-    path.unlink()
-    twice = GuardedDataset(torch.utils.data.ConcatDataset([inner, inner]))
-    loader = DataLoader(twice, batch_size=None, num_workers=num_workers)
-    with pytest.raises(SampleError) as error:
-        list(loader)
-    assert str(error.value) == f'{path}: no such file'
-
-
 def test_error_of_a_transform_is_no_fault_of_the_file(data):
     """Where the files are in order, the error keeps its type and its traceback."""
     crop = dict(type='RandomCrop', crop_size=(8, 8), cat_max_ratio='half')
@@ -314,28 +250,23 @@ def test_error_of_a_transform_is_no_fault_of_the_file(data):
     [
         ({'train_dataloader.batch_size': 1}, r'decode_head.psp_modules.0.1.bn .*batch_size to 2'),
         (
-            {
-                'model.decode_head.loss_decode.loss_weight': 0.0,
-                'model.auxiliary_head.loss_decode.loss_weight': 0.0,
-            },
+            {f'model.{head}_head.loss_decode.loss_weight': 0.0 for head in ('decode', 'auxiliary')},
             'all gradients of the first step are 0',
         ),
-        ({}, None),
+        # a head with another ignore_index would take ignored pixels for a class
+        (
+            {'model.decode_head.ignore_index': 9},
+            'decode_head.ignore_index is 9, .* ignore_index=255',
+        ),
     ],
 )
 def test_first_step_must_teach(options, message, data):
     """A norm over one value, and losses without gradients, stop the run with their reason."""
     cfg = load(SEG, data)
     cfg.train_dataloader.batch_size = 2
-    cfg.train_cfg.update(max_iters=1, val_interval=2)
     cfg.merge_from_dict(options)
-    cfg.custom_hooks = []
-    runner = PortableRunner.from_cfg(cfg)
-    if message is None:
-        runner.train()
-    else:
-        with pytest.raises(UserError, match=message):
-            runner.train()
+    with pytest.raises(UserError, match=message):
+        PortableRunner.from_cfg(cfg).train()
 
 
 def test_data_of_another_make_is_left_alone():

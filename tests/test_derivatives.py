@@ -14,7 +14,7 @@ def model_and_image(batch=1, **options):
 
 @pytest.mark.parametrize('less_attention', [True, False])
 def test_second_derivatives(less_attention):
-    """A gradient penalty, against finite differences; torch's fused attention has none."""
+    """Against finite differences; torch's fused attention has none."""
     model, image = model_and_image(less_attention=less_attention)
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.autograd.gradgradcheck(
@@ -58,7 +58,10 @@ def test_a_directional_derivative_is_that_of_the_gradient():
     """Forward mode, as `torch.func.jvp` asks for it."""
     model, image = model_and_image()
     tangent = torch.randn_like(image)
+
+    def loss(image):
+        return model(image)[1].sin().sum()
+
     with sdpa_kernel(SDPBackend.MATH):
-        _, found = torch.func.jvp(lambda image: model(image)[1].sin().sum(), (image,), (tangent,))
-    gradient = torch.func.grad(lambda image: model(image)[1].sin().sum())(image)
-    torch.testing.assert_close(found, (gradient * tangent).sum())
+        _, found = torch.func.jvp(loss, (image,), (tangent,))
+    torch.testing.assert_close(found, (torch.func.grad(loss)(image) * tangent).sum())

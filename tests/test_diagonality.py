@@ -4,12 +4,12 @@ import pytest
 import torch
 from attention_definition import valid_pairs
 from mmengine.model import BaseModel
+from small_models import DEEPER_ARCH
 
 from mmlavit.engine import DiagonalityLossHook
 from mmlavit.engine.hooks import attach_diagonality_loss
 from mmlavit.errors import UserError
 from mmlavit.models import DiagonalityLoss, LaViT, diagonality_loss
-from mmlavit.models.layers import LessAttention
 from mmlavit.ops import Windows
 
 
@@ -19,14 +19,11 @@ def by_hand(logits, form):
     if form == 'hinge':
         logits = logits.softmax(-1)
     symmetry = sum(abs(logits[i, j] - logits[j, i]) for i in range(n) for j in range(n)) / n**2
-    rows = []
+    rows = 0
     for i in range(n):
-        others = [logits[i, j] for j in range(n) if j != i]
-        if form == 'hinge':
-            rows.append(sum(max(0, o - logits[i, i]) for o in others) / max(len(others), 1))
-        else:
-            rows.append(sum(others) - (n - 1) * logits[i, i])
-    return symmetry * n / 2 + sum(rows) / n
+        excess = [logits[i, j] - logits[i, i] for j in range(n) if j != i]
+        rows += sum(max(0, e) for e in excess) / max(n - 1, 1) if form == 'hinge' else sum(excess)
+    return symmetry * n / 2 + rows / n
 
 
 @pytest.mark.parametrize('form', ['hinge', 'linear'])
@@ -43,39 +40,31 @@ def test_equals_its_definition_on_valid_tokens(form, size):
 
 
 def test_hinge_is_zero_exactly_for_a_symmetric_diagonally_peaked_map():
-    logits = torch.randn(2, 3, 6, 6)
     # a circulant map with its peak on the diagonal is symmetric after the softmax too
     distance = (torch.arange(6)[:, None] - torch.arange(6)).abs()
     good = -torch.minimum(distance, 6 - distance).float().expand(2, 3, 6, 6)
     assert diagonality_loss(good) == 0
-    assert diagonality_loss(logits) > 0
     assert diagonality_loss(good.roll(1, -1)) > 0  # peaks beside the diagonal
     lopsided = good.clone()
     lopsided[..., 0, 1] -= 0.5  # still peaked, no longer symmetric
     assert diagonality_loss(lopsided) > 0
 
 
-def test_hinge_is_bounded_and_linear_is_not():
-    logits = 1e4 * torch.randn(4, 2, 49, 49)
-    assert 0 <= diagonality_loss(logits) <= 2
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+def test_hinge_is_bounded_and_linear_is_not(dtype):
+    """In float32, of half-precision logits too."""
+    loss = diagonality_loss((1e4 * torch.randn(4, 2, 49, 49)).to(dtype))
+    assert loss.dtype == torch.float32
+    assert 0 <= loss <= 2
     peaked = 1e4 * torch.eye(49).expand(1, 1, 49, 49)
     assert diagonality_loss(peaked) == 0
     assert diagonality_loss(peaked, form='linear') < -1e5
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_logits_give_a_finite_float32_loss(dtype):
-    loss = diagonality_loss((1e4 * torch.randn(2, 2, 9, 9)).to(dtype))
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-
-
-def test_unknown_form_is_named():
-    for build in (lambda: DiagonalityLoss(form='l2'), lambda: DiagonalityLossHook(form='l2')):
-        with pytest.raises(ValueError, match="form='l2'.*'hinge', 'linear'"):
-            build()
-    with pytest.raises(ValueError, match="form='l2'"):
-        diagonality_loss(torch.zeros(1, 1, 2, 2), form='l2')
+@pytest.mark.parametrize('build', [DiagonalityLoss, DiagonalityLossHook])
+def test_unknown_form_is_named(build):
+    with pytest.raises(ValueError, match="form='l2'.*'hinge', 'linear'"):
+        build(form='l2')
 
 
 class TinyModel(BaseModel):
@@ -83,9 +72,7 @@ class TinyModel(BaseModel):
 
     def __init__(self, **options):
         super().__init__()
-        arch = {'channels': (16,) * 4, 'depths': (1, 3, 1, 1), 'va_layers': (1,) * 4,
-                'head_width': 16}  # fmt: skip
-        self.backbone = LaViT(arch, out_indices=(1,), **options)
+        self.backbone = LaViT(DEEPER_ARCH, out_indices=(2,), **options)
 
     def forward(self, inputs, mode='tensor'):
         out = self.backbone(inputs)[0]
@@ -95,25 +82,38 @@ class TinyModel(BaseModel):
 def make_model(seed=0, **options):
     torch.manual_seed(seed)
     model = TinyModel(**options)
-    for layer in model.modules():
-        if isinstance(layer, LessAttention):
-            torch.nn.init.normal_(layer.theta, std=0.1)
-            torch.nn.init.normal_(layer.psi, std=0.1)
+    for name, parameter in model.named_parameters():
+        if name.endswith(('theta', 'psi')):
+            torch.nn.init.normal_(parameter, std=0.1)
     return model
 
 
+def layer_losses(backbone, image):
+    """The loss of each less-attention layer."""
+    with torch.no_grad():
+        layers = backbone.forward_trace(image)[1]
+    return [diagonality_loss(a.logits, a.windows) for a in layers if a.kind == 'LA']
+
+
 def test_loss_dp_is_the_weighted_mean_over_less_attention_layers():
-    model, seen = make_model(), []
-    for layer in model.modules():
-        if isinstance(layer, LessAttention):
-            layer.register_forward_hook(lambda m, a, out: seen.append((out[1], a[2])))
-    attach_diagonality_loss(model, DiagonalityLoss(0.3))
-    losses = model(torch.randn(2, 3, 50, 70), mode='loss')
-    expected = sum(diagonality_loss(logits, windows) for logits, windows in seen) / 2
+    """Those of all backbones, as where a second one sees depth; other modes have no loss."""
+    image, model = torch.randn(2, 3, 50, 70), make_model()
+    handles = attach_diagonality_loss(model, DiagonalityLoss(0.3))
+    assert isinstance(model(image), torch.Tensor)
+    values = layer_losses(model.backbone, image)
+    losses = model(image, mode='loss')
     assert set(losses) == {'loss_task', 'loss_dp'}
-    assert len(seen) == 2
-    torch.testing.assert_close(losses['loss_dp'], 0.3 * expected)
-    assert losses['loss_dp'] > 0
+    assert len(values) == 2
+    torch.testing.assert_close(losses['loss_dp'], 0.3 * sum(values) / 2)
+    for handle in handles:
+        handle.remove()
+    assert set(model(image, mode='loss')) == {'loss_task'}
+
+    model.second = make_model(seed=1).backbone
+    model.backbone.register_forward_hook(lambda module, args, out: model.second(*args) and None)
+    attach_diagonality_loss(model, DiagonalityLoss())
+    values += layer_losses(model.second, image)
+    torch.testing.assert_close(model(image, mode='loss')['loss_dp'], sum(values) / 4)
 
 
 def test_loss_dp_reaches_every_transform_also_when_activations_are_recomputed():
@@ -126,37 +126,11 @@ def test_loss_dp_reaches_every_transform_also_when_activations_are_recomputed():
         assert log['loss'] == log['loss_dp']
         grads.append({n: p.grad for n, p in model.named_parameters()})
         # a second step counts its own layers only
-        again = model(image, mode='loss')['loss_dp']
-        torch.testing.assert_close(again, log['loss_dp'])
+        torch.testing.assert_close(model(image, mode='loss')['loss_dp'], log['loss_dp'])
     for name, grad in grads[0].items():
         assert torch.equal(grad, grads[1][name]), name
         if name.endswith(('theta', 'psi')):
             assert grad.any(), name
-
-
-def test_other_modes_and_a_detached_model_are_untouched():
-    model = make_model()
-    handles = attach_diagonality_loss(model, DiagonalityLoss())
-    assert isinstance(model(torch.randn(1, 3, 32, 32)), torch.Tensor)
-    for handle in handles:
-        handle.remove()
-    assert set(model(torch.randn(1, 3, 32, 32), mode='loss')) == {'loss_task'}
-
-
-def test_all_backbones_of_a_model_count():
-    """As where a second backbone sees depth: the mean is over the layers of both."""
-    image, model = torch.randn(1, 3, 50, 70), make_model()
-    other = make_model(seed=1).backbone
-    model.backbone.register_forward_hook(lambda module, args, out: other(*args) and None)
-    attach_diagonality_loss(model, DiagonalityLoss())
-    alone = model(image, mode='loss')['loss_dp']
-    model.second = other
-    attach_diagonality_loss(model, DiagonalityLoss())
-    with torch.no_grad():
-        layers = other.forward_trace(image)[1]
-    own = torch.stack([diagonality_loss(x.logits, x.windows) for x in layers if x.kind == 'LA'])
-    both = model(image, mode='loss')['loss_dp']
-    torch.testing.assert_close(both, (alone + own.mean()) / 2)
 
 
 def test_only_the_loss_of_a_model_without_less_attention_is_refused():

@@ -9,26 +9,24 @@ from conftest import ROOT, Run, load_tool
 from distributed_jobs import TIMEOUT, finish, free_port, start
 from mmengine.device import get_device
 
-TOOLS = ROOT / 'tools'
 TRAIN = load_tool('train')
 
 pytestmark = pytest.mark.usefixtures('isolated')
 
 
 @pytest.mark.parametrize(
-    ('script', 'argv'),
+    'argv',
     [
-        ('dist_train.sh', []),
-        ('dist_train.sh', ['cls.py', '--amp']),
-        ('dist_test.sh', ['cls.py', '2']),
-        ('dist_test.sh', ['cls.py', 'cls.pth', '--tta']),
-        ('slurm_train.sh', ['gpu', 'a job']),
-        ('slurm_test.sh', ['gpu', 'a job', 'cls.py']),
+        ['dist_train.sh', 'cls.py', '--amp'],
+        ['dist_test.sh', 'cls.py', 'cls.pth', '--tta'],
+        ['slurm_train.sh', 'gpu', 'a job'],
+        ['slurm_test.sh', 'gpu', 'a job', 'cls.py'],
     ],
+    ids=lambda argv: argv[0],
 )
-def test_launchers_explain_their_usage(script: str, argv: list[str]) -> None:
+def test_launchers_explain_their_usage(argv: list[str]) -> None:
     """A launcher that lacks an argument, or a number of processes, starts nothing."""
-    job = start(script, *argv)
+    job = start(*argv)
     output = finish(job)
     assert job.returncode == 2
     assert output.startswith('usage: ')
@@ -38,15 +36,10 @@ def test_launchers_explain_their_usage(script: str, argv: list[str]) -> None:
 @pytest.mark.slow
 def test_two_nodes_work_together() -> None:
     """NNODES, NODE_RANK, MASTER_ADDR and PORT join what is started on each machine."""
-    port = free_port()
-    argv = ('cls.py', '1', '--work-dir', 'work dirs/nodes')
+    argv = ('dist_train.sh', 'cls.py', '1', '--work-dir', 'work dirs/nodes')
     argv += ('--cfg-options', 'custom_hooks=[]', TIMEOUT)
-    nodes = [
-        start(
-            'dist_train.sh', *argv, NNODES='2', NODE_RANK=rank, MASTER_ADDR='localhost', PORT=port
-        )
-        for rank in '01'
-    ]
+    where = dict(NNODES='2', MASTER_ADDR='localhost', PORT=free_port())
+    nodes = [start(*argv, NODE_RANK=rank, **where) for rank in '01']
     outputs = [finish(node) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     # 12 images in batches of 3: two processes need 2 iterations, one needs 4
@@ -96,36 +89,19 @@ def test_slurm_is_asked_for_the_processes_and_the_tool(
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\necho "port $MASTER_PORT"\nfor word; do echo "$word"; done\n')
     srun.chmod(0o755)
-    env = {
-        **os.environ,
-        'PATH': f'{tmp_path}{os.pathsep}{os.environ["PATH"]}',
-        'GPUS': '16',
-        'GPUS_PER_NODE': '4',
-        'CPUS_PER_TASK': '6',
-        'PORT': '12345',
-        'SRUN_ARGS': '--time=1:00:00 --exclusive',
-    }
-    script, *rest = argv
-    printed = subprocess.run(
-        ['bash', TOOLS / script, *rest], env=env, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    port, *words = printed
-    assert port == 'port 12345'
+    asked = dict(GPUS='16', GPUS_PER_NODE='4', CPUS_PER_TASK='6', PORT='12345')
+    asked |= {'SRUN_ARGS': '--time=1:00:00 --exclusive', 'PATH': f'{tmp_path}:{os.environ["PATH"]}'}
+    script = ['bash', ROOT / 'tools' / argv[0], *argv[1:]]
+    run = subprocess.run(script, env=os.environ | asked, capture_output=True, text=True, check=True)
+    words = run.stdout.splitlines()
     separator = words.index('python')
     assert words[:separator] == [
-        '-p',
-        'gpu',
-        '--job-name=a job',
-        '--gres=gpu:4',
-        '--ntasks=16',
-        '--ntasks-per-node=4',
-        '--cpus-per-task=6',
-        '--kill-on-bad-exit=1',
-        '--time=1:00:00',
-        '--exclusive',
+        *('port 12345', '-p', 'gpu', '--job-name=a job', '--gres=gpu:4', '--ntasks=16'),
+        *('--ntasks-per-node=4', '--cpus-per-task=6', '--kill-on-bad-exit=1'),
+        *('--time=1:00:00', '--exclusive'),
     ]
-    assert words[separator + 1] == '-u'
-    tool, *arguments = words[separator + 2 :]
+    unbuffered, tool, *arguments = words[separator + 1 :]
+    assert unbuffered == '-u'
     assert [Path(tool).name, *arguments] == command
 
 

@@ -14,44 +14,30 @@ PAGE = ROOT / 'docs/your_own_data.md'
 CONFIGS = dict(re.findall(r'^```python\n# (\w+\.py)\n(.*?)^```', PAGE.read_text(), re.M | re.S))
 
 # A nano model, small images and few proposals; everything else is the page's.
-LOADERS = [
-    f'{split}_dataloader.{option}'
-    for split in ('train', 'val', 'test')
-    for option in ('num_workers=0', 'persistent_workers=False')
-]
-DETECTION = [
-    'model.backbone.arch=nano',
-    'model.neck.in_channels=[32,64,128,256]',
-    'model.roi_head.bbox_head.fc_out_channels=16',
-    'model.roi_head.mask_head.num_convs=1',
-    'model.train_cfg.rpn_proposal.max_per_img=50',
-    'model.train_cfg.rcnn.sampler.num=16',
-    'model.test_cfg.rpn.max_per_img=50',
-    'model.test_cfg.rcnn.max_per_img=5',
-    'train_cfg.max_epochs=1',
-    'train_dataloader.batch_size=4',
-    'train_dataloader.dataset.pipeline.2.scale=(96,96)',
-    *(f'{split}_dataloader.dataset.pipeline.1.scale=(96,96)' for split in ('val', 'test')),
-    *LOADERS,
-]
-SEGMENTATION = [
-    'model.backbone.arch=nano',
-    'model.data_preprocessor.size=(64,64)',
-    'model.decode_head.in_channels=[32,64,128,256]',
-    'model.decode_head.channels=16',
-    'model.auxiliary_head.in_channels=128',
-    'model.auxiliary_head.channels=16',
-    'train_cfg.max_iters=1',
-    'train_cfg.val_interval=1',
-    'default_hooks.checkpoint.interval=1',
-    'train_dataloader.dataset.pipeline.2.scale=(96,96)',
-    'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
-    *(f'{split}_dataloader.dataset.pipeline.1.scale=(96,96)' for split in ('val', 'test')),
-    *LOADERS,
-]
-
-
-TOOLS = {name: load_tool(name) for name in ('train', 'test')}
+SMALL = """
+model.backbone.arch=nano
+train_dataloader.dataset.pipeline.2.scale=(96,96)
+val_dataloader.dataset.pipeline.1.scale=(96,96) test_dataloader.dataset.pipeline.1.scale=(96,96)
+train_dataloader.num_workers=0 val_dataloader.num_workers=0 test_dataloader.num_workers=0
+train_dataloader.persistent_workers=False val_dataloader.persistent_workers=False
+test_dataloader.persistent_workers=False
+"""
+OPTIONS = {
+    'my_parts.py': """
+model.neck.in_channels=[32,64,128,256] model.roi_head.bbox_head.fc_out_channels=16
+model.roi_head.mask_head.num_convs=1 model.train_cfg.rpn_proposal.max_per_img=50
+model.train_cfg.rcnn.sampler.num=16 model.test_cfg.rpn.max_per_img=50
+model.test_cfg.rcnn.max_per_img=5 train_cfg.max_epochs=1 train_dataloader.batch_size=4
+""",
+    'my_streets.py': """
+model.data_preprocessor.size=(64,64) train_dataloader.dataset.pipeline.3.crop_size=(64,64)
+model.decode_head.in_channels=[32,64,128,256] model.decode_head.channels=16
+model.auxiliary_head.in_channels=128 model.auxiliary_head.channels=16
+train_cfg.max_iters=1 train_cfg.val_interval=1 default_hooks.checkpoint.interval=1
+""",
+}
+OPTIONS = {name: ['--cfg-options', *(SMALL + text).split()] for name, text in OPTIONS.items()}
+TRAIN, TEST = load_tool('train'), load_tool('test')
 
 
 @pytest.fixture(scope='module')
@@ -87,57 +73,44 @@ def isolated(checkout, monkeypatch):
     forget_runs()
 
 
-def stops(capsys, name, *argv):
-    """The one line with which a tool stops."""
-    with pytest.raises(SystemExit) as exit_info:
-        TOOLS[name].main(argv)
-    assert exit_info.value.code == 2
-    error = capsys.readouterr().err
-    return error[error.index('error: ') + 7 :].strip()
-
-
 @pytest.mark.parametrize(
-    ('name', 'options', 'checkpoint', 'metric', 'classes'),
+    ('name', 'checkpoint', 'metric', 'classes'),
     [
-        ('my_parts.py', DETECTION, 'epoch_1.pth', 'coco/segm_mAP', 'bolt nut screw washer'),
-        ('my_streets.py', SEGMENTATION, 'iter_1.pth', 'mIoU', 'background road building tree'),
+        ('my_parts.py', 'epoch_1.pth', 'coco/segm_mAP', 'bolt nut screw washer'),
+        ('my_streets.py', 'iter_1.pth', 'mIoU', 'background road building tree'),
     ],
 )
-def test_config_of_the_page_trains_and_evaluates(
-    name, options, checkpoint, metric, classes, capsys
-):
+def test_config_of_the_page_trains_and_evaluates(name, checkpoint, metric, classes, run):
     """The block trains a step, validates, and its checkpoint evaluates to a finite number."""
-    TOOLS['train'].main([name, '--cfg-options', *options])
-    assert f'{metric}: ' in capsys.readouterr().out
+    assert f'{metric}: ' in run(TRAIN, name, *OPTIONS[name])
     path = f'work_dirs/{Path(name).stem}/{checkpoint}'
     meta = torch.load(path, weights_only=False)['meta']
     assert meta['iter'] == 1
     assert list(meta['dataset_meta']['classes']) == classes.split()
-    TOOLS['test'].main([name, path, '--cfg-options', *options])
-    assert 0 <= metrics_of(capsys.readouterr().out)[metric] <= 100
+    assert 0 <= metrics_of(run(TEST, name, path, *OPTIONS[name]))[metric] <= 100
 
 
 PARTS = "train_dataloader.dataset.metainfo.classes=('bolt','nut','screw','washer')"
 STREETS = 'train_dataloader.dataset.data_prefix.seg_map_path=masks/{}'
 MISTAKES = {
-    'a class that the annotation file lacks': (
-        'my_parts.py', PARTS.replace('washer', 'washers')),
-    'classes in another order': ('my_parts.py', PARTS.replace("'bolt','nut'", "'nut','bolt'")),
-    'one class without the comma': ('my_parts.py', PARTS.split('=')[0] + '=bolt'),
-    'a head with another number': ('my_streets.py', 'model.decode_head.num_classes=150'),
-    'no samples': ('my_streets.py', 'train_dataloader.dataset.img_suffix=.jpg'),
-    'mask values beyond': ('my_streets.py', STREETS.format('beyond')),
-    'a colour image as a mask': ('my_streets.py', STREETS.format('colour')),
-    'an image without a mask': ('my_streets.py', STREETS.format('missing')),
-    'dataset and pipeline disagree': (
-        'my_streets.py', 'train_dataloader.dataset.pipeline.1.reduce_zero_label=True'),
-}  # fmt: skip
+    'a class that the annotation file lacks': PARTS.replace('washer', 'washers'),
+    'classes in another order': PARTS.replace("'bolt','nut'", "'nut','bolt'"),
+    'one class without the comma': PARTS.split('=')[0] + '=bolt',
+    'a head with another number': 'model.decode_head.num_classes=150',
+    'no samples': 'train_dataloader.dataset.img_suffix=.jpg',
+    'mask values beyond': STREETS.format('beyond'),
+    'a colour image as a mask': STREETS.format('colour'),
+    'an image without a mask': STREETS.format('missing'),
+    'dataset and pipeline disagree': 'train_dataloader.dataset.pipeline.1.reduce_zero_label=True',
+}
+ROWS = PAGE.read_text().partition('| what is wrong | message |\n|---|---|\n')[2]
+ROWS = [line for line in ROWS.splitlines() if line.startswith('|')]
 
 
 @pytest.mark.parametrize('mistake', MISTAKES)
-def test_mistake_of_the_page_ends_in_its_message(mistake, checkout, shapes, capsys):
+def test_mistake_of_the_page_ends_in_its_message(mistake, checkout, fails):
     """The table quotes the messages as they are, but for the names of the masks' folders."""
-    name, option = MISTAKES[mistake]
+    option = MISTAKES[mistake]
     masks = sorted((checkout / 'data/streets/masks/train').iterdir())
     for folder, change in (
         ('beyond', lambda mask: mask * 0 + 4),
@@ -147,18 +120,15 @@ def test_mistake_of_the_page_ends_in_its_message(mistake, checkout, shapes, caps
         for path in masks:
             mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             cv2.imwrite(str(path.parents[1] / folder / path.name), change(mask))
-    options = DETECTION if name == 'my_parts.py' else SEGMENTATION
-    found = stops(capsys, 'train', name, '--cfg-options', *options, option)
-    row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f'| {mistake}'))
-    expected = row.split('`')[1]
+    name = 'my_parts.py' if 'metainfo' in option else 'my_streets.py'
+    found = fails(TRAIN, name, *OPTIONS[name], option).partition('error: ')[2].strip()
     folder = option.rpartition('/')[2] if '/' in option else 'train'
     for old, new in ((f'masks/{folder}', 'masks/train'), (masks[0].stem, 'a')):
         found = found.replace(old, new)
-    assert found == expected
+    (row,) = [row for row in ROWS if row.startswith(f'| {mistake}')]
+    assert found == row.split('`')[1]
 
 
 def test_page_is_tested_in_full():
     """Both blocks and every row of the table are found."""
-    table = PAGE.read_text().partition('| what is wrong | message |\n|---|---|\n')[2]
-    rows = [line for line in table.splitlines() if line.startswith('|')]
-    assert len(rows) == len(MISTAKES) and list(CONFIGS) == ['my_parts.py', 'my_streets.py']
+    assert len(ROWS) == len(MISTAKES) and list(CONFIGS) == list(OPTIONS)

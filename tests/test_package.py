@@ -42,58 +42,43 @@ def test_another_version_is_refused_with_what_was_found_and_required(module: str
         assert ('pip install --no-build-isolation' in message) == (module == 'mmcv')
 
 
-def test_lookup_under_an_old_torch_says_why(tmp_path: Path) -> None:
-    """mmengine's registries swallow the ImportError; its message reaches the user nevertheless."""
+def test_what_cannot_run_says_why_where_it_is_looked_up(tmp_path: Path) -> None:
+    """mmengine's registries swallow an ImportError; the models need no mmcv, the hooks do."""
     code = (
-        "import torch; torch.__version__ = '1.13.1'; from mmengine.registry import MODELS;"
-        "MODELS.build(dict(type='mmlavit.LaViT'))"
+        'import {0}; {0}.__version__ = {1!r}; from mmengine.registry import HOOKS, MODELS;'
+        "MODELS.build(dict(type='mmlavit.LaViT')); print('models');"
+        "HOOKS.build(dict(type='mmlavit.StopHook'))"
     )
-    run = run_python(code, tmp_path)
-    assert run.returncode == 1
-    assert 'found torch 1.13.1' in run.stderr
-
-
-def test_hooks_refuse_another_mmcv(tmp_path: Path) -> None:
-    """What runs with the toolboxes says so before a run starts; the models need no mmcv."""
-    code = (
-        "import mmcv; mmcv.__version__ = '2.2.0'; import mmlavit.models; print('models');"
-        "from mmengine.registry import HOOKS; HOOKS.build(dict(type='mmlavit.StopHook'))"
-    )
-    run = run_python(code, tmp_path)
-    assert run.stdout.strip() == 'models'
-    assert run.stderr.splitlines()[-1].startswith('ImportError: mmlavit')
-    assert 'found mmcv 2.2.0' in run.stderr.splitlines()[-1]
+    for module, version, printed in (('torch', '1.13.1', ''), ('mmcv', '2.2.0', 'models\n')):
+        run = run_python(code.format(module, version), tmp_path)
+        assert run.returncode == 1
+        assert run.stdout == printed
+        assert f'found {module} {version}' in run.stderr
 
 
 @pytest.mark.parametrize(
     ('extra', 'toolboxes'),
-    [
-        ('cls', ['onedl-mmpretrain']),
-        ('det', ['onedl-mmdetection']),
-        ('seg', ['onedl-mmsegmentation']),
-        ('mminstall', ['onedl-mmdetection', 'onedl-mmpretrain', 'onedl-mmsegmentation']),
-    ],
+    [('det', ['detection']), ('mminstall', ['detection', 'pretrain', 'segmentation'])],
 )
 def test_extra_brings_mmcv_and_its_toolbox(extra: str, toolboxes: list[str]) -> None:
     """Without an extra, pip installs neither."""
     requires = [Requirement(text) for text in metadata.requires('mmlavit') or []]
     plain = {r.name for r in requires if r.marker is None}
     brought = {r.name for r in requires if r.marker and r.marker.evaluate({'extra': extra})}
-    assert brought == {'onedl-mmcv', 'torchvision', *toolboxes}
+    assert brought == {'onedl-mmcv', 'torchvision', *(f'onedl-mm{name}' for name in toolboxes)}
     assert not plain & brought
 
 
 def test_toolboxes_find_the_backbone_and_are_not_imported_by_it(tmp_path: Path) -> None:
     """In another folder and without custom_imports, through each toolbox's own registry."""
-    toolboxes = ('mmpretrain', 'mmdet', 'mmseg')
-    code = (
-        'import sys, importlib, mmlavit.registry, mmlavit.models;'
-        f"print([name for name in ('mmcv', *{toolboxes}) if name in sys.modules]);"
-        f"print(*[importlib.import_module(f'{{name}}.registry').MODELS.get('mmlavit.LaViT').__name__"
-        f' for name in {toolboxes}])'
-    )
+    code = """if True:
+        import sys, mmlavit.registry, mmlavit.models
+        print([name for name in ('mmcv', 'mmpretrain', 'mmdet', 'mmseg') if name in sys.modules])
+        import mmpretrain.registry, mmdet.registry, mmseg.registry
+        for toolbox in (mmpretrain, mmdet, mmseg):
+            print(toolbox.registry.MODELS.get('mmlavit.LaViT').__name__)"""
     run = run_python(code, tmp_path)
-    assert run.stdout.split('\n')[:2] == ['[]', 'LaViT LaViT LaViT'], run.stderr
+    assert run.stdout.split() == ['[]', 'LaViT', 'LaViT', 'LaViT'], run.stderr
 
 
 def test_shipped_config_is_found_by_path_and_by_name() -> None:
@@ -106,13 +91,8 @@ def test_shipped_config_is_found_by_path_and_by_name() -> None:
         assert Path(found).is_file()
     assert Path(mmlavit.config_path('_base_/models/lavit_cls.py')).is_file()
     assert not [name for name in names if '_base_' in name]
-
-
-def test_missing_config_is_named_with_the_closest_one() -> None:
     with pytest.raises(FileNotFoundError, match='shape-cls.py.*mean shapes/lavit-nano_shapes-cls'):
         mmlavit.config_path('lavit-nano_shape-cls.py')
-    with pytest.raises(FileNotFoundError, match="'resnet.py'.*`mmlavit configs`"):
-        mmlavit.config_path('resnet.py')
 
 
 def test_command_runs_what_it_names(
@@ -137,7 +117,6 @@ def test_command_runs_what_it_names(
     ('argv', 'message'),
     [
         ([], 'required: COMMAND'),
-        (['trian'], "invalid choice: 'trian'"),
         (['configs', 'resnet.py'], "no config 'resnet.py'"),
         (['train', 'resnet.py'], "config file 'resnet.py' does not exist"),
     ],

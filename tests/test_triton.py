@@ -20,6 +20,7 @@ from mmlavit.ops import backends
 from mmlavit.ops import triton as kernels
 
 TESTS = Path(__file__).parent
+CASE = (3, 2, 16, 1, 4, 3)
 
 
 def test_kernels_in_the_interpreter():
@@ -62,13 +63,6 @@ class Operators(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-@pytest.fixture
-def fake_gpu():
-    """Tensors that say they are on a GPU, and hold nothing."""
-    with FakeTensorMode(), torch.device('cuda'):
-        yield
-
-
 def test_a_backbone_on_a_gpu_takes_kernels():
     pytest.importorskip('triton')
     model = LaViT('nano')
@@ -83,46 +77,42 @@ def test_a_backbone_on_a_gpu_takes_kernels():
         images = torch.empty(1, 3, 60, 100, device='cuda', dtype=torch.bfloat16)
         maps = torch.func.functional_call(model, weights, (images,))
     assert [tuple(x.shape[2:]) for x in maps] == [(15, 25), (8, 13), (4, 7), (2, 4)]
-    stages = [
-        ['vanilla_attention', *['less_attention'] * (depth - 1)] for depth in model.arch.depths
-    ]
     wanted = []
-    for i, attention in enumerate(stages):
+    for i, depth in enumerate(model.arch.depths):
         wanted += ['attention_residual'] * (i > 0)
-        for name in attention:
+        for name in ['vanilla_attention', *['less_attention'] * (depth - 1)]:
             wanted += ['add_norm', name, 'add_norm', 'conv_gelu']
     assert called.names == wanted
 
 
+@pytest.fixture
+def fake_gpu():
+    """Tensors that say they are on a GPU, and hold nothing."""
+    with FakeTensorMode(), torch.device('cuda'):
+        yield
+
+
 def explain(case, dtype=torch.bfloat16):
-    formula, activations, parameters, others = case
-    tensors = [x if x is None else x.to(dtype) for x in (*activations, *parameters)]
+    formula, tensors, others = cases.typed(case, dtype)
     return ops.explain(formula.__name__, *tensors, *others)
 
 
-CASE = (3, 2, 16, 1, 4, 3)
-
-
-def test_a_missing_triton_is_told(fake_gpu, monkeypatch):
-    monkeypatch.setattr(kernels, 'INSTALLED', False)
-    choice = explain(cases.vanilla_attention(*CASE))
-    assert choice == ('definition', 'triton: Triton is not installed')
-
-
-def test_what_fits_is_told(fake_gpu):
+def test_what_runs_a_formula_is_told(fake_gpu, monkeypatch):
     pytest.importorskip('triton')
     assert explain(cases.less_attention(*CASE)).backend == 'triton'
     assert explain(cases.conv_gelu(1, 4, 3, 32), torch.float32).backend == 'triton'
     assert 'do not fit' in explain(cases.less_attention(*CASE), torch.float32).reason
     assert 'up to 64 tokens' in explain(cases.less_attention(9, 1, 16, 1, 9, 9)).reason
+    monkeypatch.setattr(kernels, 'INSTALLED', False)
+    choice = explain(cases.less_attention(*CASE))
+    assert choice == ('definition', 'triton: Triton is not installed')
 
 
 def test_the_log_says_once_what_runs_on_a_gpu(capsys):
     pytest.importorskip('triton')
     forget_runs()  # the next logger prints where pytest listens
     backends._log.cache_clear()
-    formula, activations, parameters, others = cases.conv_gelu(1, 4, 3, 32)
-    tensors = [x.float() for x in (*activations, *parameters)]
+    formula, tensors, others = cases.typed(cases.conv_gelu(1, 4, 3, 32))
     formula(*tensors, *others)
     assert not capsys.readouterr().out  # on a CPU
     with FakeTensorMode():

@@ -33,7 +33,7 @@ WRAPPERS = {'DDP': DistributedDataParallel, 'FSDP': shard}
 def gradients(model, wrapped, images):
     """Of a loss that is the mean of its images' losses."""
     layers = []
-    trace_layers(model, lambda layer: layers.append(layer), kinds=('LA',))
+    trace_layers(model, layers.append, kinds=('LA',))
     loss = sum(x.sin().mean() for x in wrapped(images))
     (loss + sum(diagonality_loss(x.logits, x.windows) for x in layers)).backward()
     found = {name: p.grad for name, p in model.named_parameters()}

@@ -25,7 +25,8 @@ CLONE_TOOLS = {'demo.py', 'doctor.py', 'readme_tables.py', 'setup_env.py'}
 SHIPPED = ('CITATION.cff', 'LICENSE', 'Makefile', 'MANIFEST.in', 'README.md', 'CHANGELOG.md')
 SHIPPED += ('model-index.yml', 'pyproject.toml', 'setup.py')
 FOLDERS = ('benchmarks', 'configs', 'docs', 'mmlavit', 'requirements', 'tests', 'tools')
-PIP_OPTIONS = ('--no-deps', '--no-index')
+SDIST = f'mmlavit-{__version__}.tar.gz'
+PIP, OPTIONS = (sys.executable, '-m', 'pip'), ('--no-deps', '--no-index')
 
 
 def run(*command: object, cwd: Path) -> str:
@@ -40,9 +41,12 @@ def run(*command: object, cwd: Path) -> str:
 
 
 @pytest.fixture(scope='module')
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source archive of a copy of this clone, which stays free of what a build leaves."""
-    folder = tmp_path_factory.mktemp('sdist')
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source archive of a copy of this clone, and the wheel that pip makes of it.
+
+    The clone itself stays free of what a build leaves.
+    """
+    folder = tmp_path_factory.mktemp('built')
     for name in FOLDERS:
         ignore = shutil.ignore_patterns('__pycache__')
         shutil.copytree(ROOT / name, folder / 'clone' / name, ignore=ignore)
@@ -50,29 +54,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, folder / 'clone')
     build = "from setuptools import build_meta; build_meta.build_sdist('..')"
     run(sys.executable, '-c', build, cwd=folder / 'clone')
-    return folder / f'mmlavit-{__version__}.tar.gz'
-
-
-@pytest.fixture(scope='module')
-def wheel(sdist: Path) -> Path:
-    """The wheel that pip builds from the source archive."""
-    pip = (sys.executable, '-m', 'pip', 'wheel', '--no-build-isolation', *PIP_OPTIONS)
-    run(*pip, sdist, cwd=sdist.parent)
-    (built,) = sdist.parent.glob('*.whl')
-    return built
-
-
-@pytest.fixture(scope='module')
-def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel."""
-    venv = tmp_path_factory.mktemp('venv')
-    run(sys.executable, '-m', 'venv', '--without-pip', venv, cwd=venv)
-    (site,) = venv.glob('lib/python*/site-packages')
-    # Python reads no .pth file of a folder that a .pth file adds, thus not the editable mmlavit's.
-    (site / 'dependencies.pth').write_text(sysconfig.get_path('purelib'))
-    pip = (sys.executable, '-m', 'pip', '--python', venv / 'bin/python', 'install', *PIP_OPTIONS)
-    run(*pip, wheel, cwd=venv)
-    return venv
+    run(*PIP, 'wheel', '--no-build-isolation', *OPTIONS, SDIST, cwd=folder)
+    return folder
 
 
 def files_of(root: Path) -> set[str]:
@@ -81,14 +64,14 @@ def files_of(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in paths if '__pycache__' not in path.parts}
 
 
-def test_archives_are_complete(sdist: Path, wheel: Path) -> None:
+def test_archives_are_complete(built: Path) -> None:
     """A clone in the source; the code and, in ``.mim``, configs and tools in the wheel."""
-    with tarfile.open(sdist) as archive:
+    with tarfile.open(built / SDIST) as archive:
         names = {name.partition('/')[2] for name in archive.getnames()}
     expected = {f'{folder}/{name}' for folder in FOLDERS for name in files_of(ROOT / folder)}
     assert expected | set(SHIPPED) <= names
     assert not [name for name in names if '__pycache__' in name]
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(*built.glob('*.whl')) as archive:
         names = {name for name in archive.namelist() if not name.endswith('/')}
     expected = {f'configs/{name}' for name in files_of(ROOT / 'configs')} | {'model-index.yml'}
     expected |= {f'tools/{name}' for name in files_of(ROOT / 'tools') - CLONE_TOOLS}
@@ -97,8 +80,16 @@ def test_archives_are_complete(sdist: Path, wheel: Path) -> None:
     assert names - info == code | {f'mmlavit/.mim/{name}' for name in expected}
 
 
-def test_quick_start_from_an_empty_directory(venv: Path, tmp_path: Path) -> None:
-    """The command makes data, trains and tests; upstream's tool reads a config that inherits."""
+def test_quick_start_from_an_empty_directory(built: Path, tmp_path: Path) -> None:
+    """The command makes data and trains; upstream's tool tests a config that inherits."""
+    venv = built / 'venv'
+    run(sys.executable, '-m', 'venv', '--without-pip', venv, cwd=built)
+    (site,) = venv.glob('lib/python*/site-packages')
+    # Python reads no .pth file of a folder that a .pth file adds, thus not the editable mmlavit's.
+    (site / 'dependencies.pth').write_text(sysconfig.get_path('purelib'))
+    install = ('--python', venv / 'bin/python', 'install', *OPTIONS)
+    run(*PIP, *install, *built.glob('*.whl'), cwd=built)
+
     code = (
         'from mmengine.config import Config\n'
         'from mmlavit.shipped import config_names, config_path\n'
@@ -111,17 +102,17 @@ def test_quick_start_from_an_empty_directory(venv: Path, tmp_path: Path) -> None
     assert list(roots) == config_names()
     assert {root.split('/')[0] for root in roots.values()} == {'data'}
 
-    before, command, config = files_of(venv), venv / 'bin/mmlavit', 'lavit-nano_shapes-cls.py'
-    assert run(command, 'configs', cwd=tmp_path).split() == config_names()
+    before, command = files_of(venv), venv / 'bin/mmlavit'
     sizes = ('--num-classification', 12, 6, '--num-scenes', 2, 1)
     run(command, 'make_shapes', *sizes, cwd=tmp_path)
-    run(command, 'train', config, '--cfg-options', 'train_cfg.max_epochs=1', cwd=tmp_path)
-    checkpoint = tmp_path / 'work_dirs/lavit-nano_shapes-cls/epoch_1.pth'
-    assert 'accuracy/top1' in run(command, 'test', config, checkpoint, cwd=tmp_path)
+    training = ('train', 'lavit-nano_shapes-cls.py', '--cfg-options', 'train_cfg.max_epochs=1')
+    run(command, *training, cwd=tmp_path)
     base = "__import__('mmlavit').config_path('shapes/lavit-nano_shapes-cls.py')"
     (tmp_path / 'mine.py').write_text(f'_base_ = [{base}]\ntest_dataloader = dict(batch_size=3)\n')
     upstream = Path(mmpretrain.__file__).parent / '.mim/tools/test.py'
+    checkpoint = 'work_dirs/lavit-nano_shapes-cls/epoch_1.pth'
     tested = run(venv / 'bin/python', upstream, 'mine.py', checkpoint, cwd=tmp_path)
     assert '[2/2]' in tested  # 6 images, 3 at a time
+    assert 'accuracy/top1' in tested
     assert {path.name for path in tmp_path.iterdir()} == {'data', 'mine.py', 'work_dirs'}
     assert files_of(venv) == before

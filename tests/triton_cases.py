@@ -61,6 +61,13 @@ def diagonality(side, heads, _, batch, height, columns, form='hinge'):
     return ops.diagonality, (logits_of(windows, heads),), (), (windows, form)
 
 
+def typed(case, dtype=torch.float32):
+    """The formula, its tensors in one type with gradients, and what is no tensor."""
+    formula, activations, parameters, others = case
+    tensors = (*activations, *parameters)
+    return formula, [x if x is None else x.to(dtype).requires_grad_() for x in tensors], others
+
+
 def check(formula, activations, parameters, others, dtype, device='cpu'):
     """Compare values and all gradients of a kernel with those of the definition in float64.
 
@@ -72,26 +79,29 @@ def check(formula, activations, parameters, others, dtype, device='cpu'):
     wanted = _values_and_gradients('definition', formula, given, others, dtype)
     given = [None if x is None else x.to(device, t) for x, t in zip(given, types, strict=True)]
     found = _values_and_gradients('triton', formula, given, others, dtype)
-    assert len(found) == len(wanted)
+    assert_near([x.double().cpu() for x in found], wanted, TOLERANCE[dtype])
+
+
+def assert_near(found, wanted, tolerance):
+    """Tensors in one order: of values, then of gradients."""
     for i, (x, y) in enumerate(zip(found, wanted, strict=True)):
         assert x.shape == y.shape
-        error = relative_error(x.double().cpu(), y)
-        assert error < TOLERANCE[dtype], f'tensor {i} of values, then gradients: {error:.1e}'
-
-
-def relative_error(found, wanted):
-    return ((found - wanted).norm() / wanted.norm()).item()
+        error = ((x - y).norm() / y.norm()).item()
+        assert error <= tolerance, f'tensor {i} is off by {error:.1e}'
 
 
 def _values_and_gradients(backend, formula, given, others, dtype):
     leaves = [x if x is None else x.detach().requires_grad_() for x in given]
     with ops.use(backend):
-        results = formula(*leaves, *others)
-    results = [results] if isinstance(results, torch.Tensor) else results
-    results = [x for x in results if x is not None]
+        results = tensors_in(formula(*leaves, *others))
     upstream = [waves(x.shape, i).to(dtype).to(x) for i, x in enumerate(results, start=1)]
-    wanted = [x for x in leaves if x is not None]
-    return [x.detach() for x in results] + list(torch.autograd.grad(results, wanted, upstream))
+    return [*results, *torch.autograd.grad(results, tensors_in(leaves), upstream)]
+
+
+def tensors_in(results):
+    """One tensor or several, without those that are not there."""
+    results = [results] if isinstance(results, torch.Tensor) else results
+    return [x for x in results if x is not None]
 
 
 def waves(shape, start):

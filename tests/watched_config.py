@@ -12,11 +12,12 @@ from mmengine.runner import Runner
 UNREAD = {
     'auto_scale_lr.base_batch_size',  # of --auto-scale-lr
     'env_cfg.dist_cfg.backend',  # of several processes
-    *('data_preprocessor.mean', 'data_preprocessor.std'),  # of mmseg's visualization_cam.py
-    'model.train_cfg.debug',
-    'model.train_cfg.rpn.debug',
-    'model.train_cfg.rcnn.debug',
-    *(f'model.train_cfg.rcnn.{i}.debug' for i in range(3)),
+    # of mmseg's visualization_cam.py
+    *(f'data_preprocessor.{key}' for key in ('type', 'mean', 'std', 'bgr_to_rgb', 'size')),
+    *(
+        f'model.train_cfg{of}.debug'
+        for of in ('', '.rpn', '.rcnn', '.rcnn.0', '.rcnn.1', '.rcnn.2')
+    ),
     # mmpretrain's schedule of Swin exempts parameters that LaViT has not
     'optim_wrapper.paramwise_cfg.custom_keys..absolute_pos_embed.decay_mult',
     'optim_wrapper.paramwise_cfg.custom_keys..relative_position_bias_table.decay_mult',

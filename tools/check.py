@@ -68,7 +68,7 @@ class Report:
     def add(self, findings: Iterable[Finding], name: str) -> None:
         """Print failures one by one and warnings by kind."""
         warned: dict[str, list[str]] = {}
-        for level, kind, text in findings:
+        for level, text, kind in findings:
             if level == 'FAIL':
                 self.say(level, text)
             else:
@@ -137,9 +137,9 @@ class Reporter(DatasetCheckHook):
         training = split == 'train'
         for label in empty_classes(dataset):
             text = f'{dataset_name(dataset)}: no image belongs to {label}'
-            yield Finding('FAIL' if training else 'warn', 'classes without images', text)
+            yield Finding('FAIL' if training else 'warn', text, 'classes without images')
         for path in files_left_out(dataset):
-            yield Finding('warn', 'images of another suffix, which are not used', path)
+            yield Finding('warn', path, 'images of another suffix, which are not used')
         if self.data and hasattr(dataset, 'prepare_data'):
             masks = bool(self.num_masks)
             yield from data_findings(dataset, model, masks, training, sys.stderr)

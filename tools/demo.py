@@ -97,15 +97,7 @@ def compile_operators(log: Path) -> bool:
 def training_command(
     task: Task, work_dir: Path, options: Sequence[str], device: str, cores: int
 ) -> list[object]:
-    """Word the command that trains a task's model, in several processes where that is faster.
-
-    Args:
-        task: The task.
-        work_dir: For logs and checkpoints.
-        options: What the config is changed by, as ``key=value``.
-        device: What torch trains on.
-        cores: Of the CPU.
-    """
+    """Word the command that trains a task's model, in several processes where that is faster."""
     config, options = f'configs/shapes/{task.config}', list(options)
     command: list[object] = ['tools/train.py', config]
     if task.processes > 1 and device == 'cpu' and cores >= task.processes:
@@ -152,17 +144,10 @@ def contact_sheet(folder: Path, out: Path, count: int = 12, columns: int = 4) ->
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        '--work-dir',
-        type=Path,
-        default=ROOT / 'work_dirs/demo',
-        help='logs, checkpoints and pictures go here',
-    )
-    parser.add_argument(
-        '--from-scratch',
-        action='store_true',
-        help='also train the detector and the segmentor without the checkpoint, to see its gain',
-    )
+    text, place = 'logs, checkpoints and pictures go here', ROOT / 'work_dirs/demo'
+    parser.add_argument('--work-dir', type=Path, default=place, help=text)
+    text = 'also train the detector and the segmentor without the checkpoint, to see its gain'
+    parser.add_argument('--from-scratch', action='store_true', help=text)
     args = parser.parse_args()
     work_dir = args.work_dir.resolve()
 

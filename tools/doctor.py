@@ -1,7 +1,7 @@
 """Say what is wrong with an environment, and how to repair it.
 
-One line a finding; exit code 1 where one of them is a failure. Every check really does what it
-reports: the operators run, the registries are asked.
+One line a finding; exit code 1 where one of them is a failure. The operators run, the registries
+are asked.
 """
 
 import sys
@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 ORIGINALS = ('mmcv', 'mmengine', 'mmdet', 'mmsegmentation', 'mmpretrain')
 SET_UP = '`make setup`, then `make doctor` or `.venv/bin/python tools/doctor.py`'
+PIP = f'{sys.executable} -m pip'
 levels: list[str] = []
 
 
@@ -34,7 +35,7 @@ def report(level: str, text: str, repair: str = '') -> None:
 
 
 def installed(name: str) -> str | None:
-    """Version of an installed distribution, ``None`` where there is none."""
+    """Version of an installed distribution."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -48,8 +49,7 @@ def read_requirements(*names: str) -> dict[str, Any]:
     bounds: dict[str, Any] = {}
     for name in names:
         text = (ROOT / 'requirements' / f'{name}.txt').read_text('utf-8')
-        for line in re.findall(r'^[^#\n].*', text, flags=re.MULTILINE):
-            item = Requirement(line)
+        for item in map(Requirement, re.findall(r'^[^#\n].*', text, flags=re.MULTILINE)):
             if item.marker is None or item.marker.evaluate():
                 bounds[item.name] = item.specifier & bounds.get(item.name, '')
     return bounds
@@ -59,8 +59,8 @@ def pip_install(name: str) -> str:
     """The command that installs a tested version into the environment of this interpreter."""
     # pip would hand out the mmcv in its cache again, whichever torch that was built for
     anew = '--no-cache-dir --force-reinstall --no-deps ' if name == 'onedl-mmcv' else ''
-    package = f'{name}{read_requirements("constraints")[name]}'
-    return f'{sys.executable} -m pip install --no-build-isolation {anew}{package}'
+    tested = read_requirements('constraints')[name]
+    return f'{PIP} install --no-build-isolation {anew}{name}{tested}'
 
 
 def check_versions() -> None:
@@ -71,28 +71,24 @@ def check_versions() -> None:
         found, required = installed(name), bounds.get(name)
         text = f'{name} {found or "is not installed"} (tested {str(tested)[2:]}'
         text += f', required {required})' if required else ')'
-        if name in bounds and not (found and bounds[name].contains(found, prereleases=True)):
+        if required and not (found and required.contains(found, prereleases=True)):
             report('fail', text, pip_install(name))
         elif found and not tested.contains(found, prereleases=True):
             report('warn', text, pip_install(name))
-        elif name in bounds:
+        elif required:
             report('ok', text)
     # mmpretrain imports what it finds of this one, and dies with "NoneType takes no arguments"
-    found = installed('transformers')
-    if found and int(found.partition('.')[0]) >= 5:
-        repair = f'{sys.executable} -m pip install "transformers>=4.53,<5", or uninstall it'
+    found = installed('transformers') or '0'
+    if int(found.partition('.')[0]) >= 5:
+        repair = f'{PIP} install "transformers>=4.53,<5", or uninstall it'
         report('fail', f'transformers {found} breaks `import mmpretrain` (required <5)', repair)
     for name in filter(installed, ORIGINALS):
         text = f'{name} overwrites files of the onedl package that is imported by the same name'
-        report('fail', text, f'{sys.executable} -m pip uninstall {name}, then `make setup`')
+        report('fail', text, f'{PIP} uninstall {name}, then `make setup`')
 
 
 def run_operators(device: str) -> None:
-    """Run mmcv's NMS and RoIAlign, forward and backward, against torchvision's.
-
-    Raises:
-        AssertionError: If a result differs.
-    """
+    """Run mmcv's NMS and RoIAlign, and raise AssertionError where torchvision's give another."""
     import torch
     from mmcv.ops import nms, roi_align
     from torchvision import ops
@@ -100,16 +96,12 @@ def run_operators(device: str) -> None:
     torch.manual_seed(0)
     boxes, scores = torch.rand(200, 4, device=device) * 60, torch.rand(200, device=device)
     boxes[:, 2:] += boxes[:, :2]
-    kept = nms(boxes, scores, iou_threshold=0.5)[1]
-    torch.testing.assert_close(kept, ops.nms(boxes, scores, 0.5))
-
+    torch.testing.assert_close(nms(boxes, scores, 0.5)[1], ops.nms(boxes, scores, 0.5))
     rois = torch.cat([torch.randint(2, (200, 1), device=device), boxes], dim=1)
-    values, results = torch.rand(2, 8, 32, 32, device=device), []
+    maps, results = torch.rand(2, 8, 32, 32, device=device, requires_grad=True), []
     for align, options in ((roi_align, ('avg', True)), (ops.roi_align, (True,))):
-        maps = values.clone().requires_grad_()
         pooled = align(maps, rois, (7, 7), 0.25, 2, *options)
-        pooled.square().sum().backward()
-        results.append((pooled, maps.grad))
+        results.append((pooled, *torch.autograd.grad(pooled.square().sum(), maps)))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
@@ -147,7 +139,7 @@ def check_registry() -> None:
     importlib.import_module('mmlavit')  # a registry would swallow the ImportError
     for toolbox in ('mmpretrain', 'mmdet', 'mmseg'):
         found = importlib.import_module(f'{toolbox}.registry').MODELS.get('mmlavit.LaViT')
-        level, repair = ('ok', '') if found else ('fail', f'{sys.executable} -m pip install -e .')
+        level, repair = ('ok', '') if found else ('fail', f'{PIP} install -e .')
         report(level, f"{toolbox}'s MODELS, type='mmlavit.LaViT': {found}", repair)
 
 
@@ -156,27 +148,22 @@ def check_device() -> None:
     from mmengine.utils.dl_utils import collect_env
 
     env = collect_env()
-    for name in filter(re.compile('CUDA|GPU|NVCC|GCC').match, env):
-        report('ok', f'{name}: {env[name]}')
+    report('ok', ', '.join(f'{k}: {env[k]}' for k in env if re.match('CUDA|GPU|NVCC|GCC', k)))
     if shutil.which('nvidia-smi') and not env['CUDA available']:
         repair = f'install a driver for PyTorch {env["PyTorch"]}'
         report('warn', 'nvidia-smi is here, but torch sees no GPU', repair)
 
 
-CHECKS = {
-    'versions': check_versions,
-    'operators': check_operators,
-    'registry': check_registry,
-    'device': check_device,
-}
-
-
 def main() -> int:
     """Print the findings; return 1 where one of them is a failure, else 0."""
+    checks = {
+        'versions': check_versions,
+        'operators': check_operators,
+        'registry': check_registry,
+        'device': check_device,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        '--only', nargs='+', choices=CHECKS, default=list(CHECKS), help='run these checks only'
-    )
+    parser.add_argument('--only', nargs='+', choices=checks, default=checks, help='run these only')
     parser.add_argument('--run-operators', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run_operators:
@@ -188,7 +175,7 @@ def main() -> int:
         return 1
     for name in args.only:
         try:
-            CHECKS[name]()
+            checks[name]()
         except Exception as error:  # a broken package fails in any way
             report('fail', f'{name}: {type(error).__name__}: {error}', SET_UP)
     return int('fail' in levels)

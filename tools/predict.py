@@ -84,13 +84,7 @@ def build_parser() -> LineParser:
 
 
 def predict(args: Namespace) -> None:
-    """Predict as the arguments say.
-
-    Raises:
-        UserError: If the arguments do not fit, files are missing, or the checkpoint does not belong
-            to the model.
-        SystemExit: With code 1, if images could not be read or predicted, with 130 if interrupted.
-    """
+    """Predict as the arguments say, and exit as the description says."""
     if args.batch_size < 1:
         raise UserError(f'--batch-size: {args.batch_size} is below 1')
     check_out(args.out, args.overwrite)

@@ -9,10 +9,10 @@ import fcntl
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
+from typing import NoReturn
 
 import doctor
 
@@ -22,7 +22,7 @@ PYTHON = VENV / 'bin' / 'python'
 SITE = VENV / 'lib' / 'python{}.{}'.format(*sys.version_info) / 'site-packages'
 TMP = VENV / 'tmp'
 REQUIREMENTS = ROOT / 'requirements'
-REQUIRED_GB = 12
+EXTRAS = ('mminstall', 'tests', 'lint', 'docs', 'export')
 ENV = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'} | {
     'MAX_JOBS': os.environ.get('MAX_JOBS', str(os.cpu_count())),
     'PATH': f'{PYTHON.parent}{os.pathsep}{os.environ.get("PATH", os.defpath)}',
@@ -47,21 +47,21 @@ def is_done(step: str) -> bool:
 def check_machine() -> None:
     """Stop, before anything is downloaded, where the set-up cannot succeed."""
     compiler = os.environ.get('CXX', 'c++')  # torch's choice
-    source = '#include <optional>\n#include <Python.h>\n'
     command = f'{compiler} -std=c++17 -fsyntax-only -I{sysconfig.get_path("include")} -x c++ -'
-    compiled = subprocess.run(command, shell=True, capture_output=True, input=source.encode())
-    free = shutil.disk_usage(ROOT).free / 1e9
-    if compiled.returncode:
-        problem = (
+    source = b'#include <optional>\n#include <Python.h>\n'
+    if subprocess.run(command, shell=True, capture_output=True, input=source).returncode:
+        stop(
             f'no C++17 compiler with Python.h (tried {compiler}); install them (Debian, Ubuntu: '
             'g++ and python3-dev), or name one, as in `CXX=clang++ make setup`'
         )
-    elif PYTHON.is_symlink() and not (PYTHON.exists() and SITE.exists()):
-        problem = f'.venv was not made with {sys.executable}; remove it (`rm -rf .venv`) and retry'
-    elif free < REQUIRED_GB and not (SITE / 'torch').exists():
-        problem = f'{free:.1f} GB free in {ROOT}, {REQUIRED_GB} GB needed'
-    else:
-        return
+    if PYTHON.is_symlink() and not (PYTHON.exists() and SITE.exists()):
+        stop(f'.venv was not made with {sys.executable}; remove it (`rm -rf .venv`) and retry')
+    if shutil.disk_usage(ROOT).free < 12e9 and not (SITE / 'torch').exists():
+        stop(f'less than 12 GB are free in {ROOT}')
+
+
+def stop(problem: str) -> NoReturn:
+    """End the set-up with one line."""
     sys.exit(f'set-up stopped: {problem}')
 
 
@@ -75,25 +75,23 @@ def pip(command: str, *arguments: object, env: dict[str, str] = ENV) -> None:
     """Call pip with the tested versions, and stop where it fails."""
     options = ('--disable-pip-version-check', '-c', REQUIREMENTS / 'constraints.txt')
     if not run('-m', 'pip', command, *options, *arguments, env=env):
-        sys.exit(
-            f'set-up stopped: `pip {command} {" ".join(map(str, arguments))}` failed, see above; '
-            '`make setup` goes on from here (where memory ran out: `MAX_JOBS=1 make setup`)'
+        stop(
+            f'`pip {command} {" ".join(map(str, arguments))}` failed, see above; `make setup` goes '
+            'on from here (where memory ran out: `MAX_JOBS=1 make setup`)'
         )
 
 
 def packages() -> None:
     """Install everything but mmcv's operators."""
-    made = PYTHON.exists() and run('-m', 'pip', '--version', quiet=True)
-    if not made and subprocess.run([sys.executable, '-m', 'venv', VENV]).returncode:
-        sys.exit('set-up stopped: no environment could be made, see above')
+    if subprocess.run([sys.executable, '-m', 'venv', VENV]).returncode:
+        stop('no environment could be made, see above')
     print('\n[1/3] torch and build tools: some GB to download', flush=True)
     pip('install', '-r', REQUIREMENTS / 'build.txt')
     print('\n[2/3] the toolboxes, mmlavit, and what tests, lint and docs need', flush=True)
     # Where it is built in isolation, mmcv sees no torch and leaves its operators out. pip's cache
     # would not tell such a build from a whole one.
     pip('install', '--no-cache-dir', '--no-deps', 'onedl-mmcv')
-    names = ('mminstall', 'tests', 'lint', 'docs', 'export')
-    files = [f'-r{REQUIREMENTS / name}.txt' for name in names]
+    files = [f'-r{REQUIREMENTS / name}.txt' for name in EXTRAS]
     pip('install', '--no-build-isolation', *files, '-e', ROOT)
 
 
@@ -120,7 +118,7 @@ def operators() -> None:
     # pip keeps builds whichever torch they were made for
     compile_operators('install', '--force-reinstall', '--no-cache-dir')
     if not run('tools/doctor.py'):
-        sys.exit('set-up stopped: follow the repair beside FAIL above, then `make setup` again')
+        stop('follow the repair beside FAIL above, then `make setup` again')
     shutil.rmtree(TMP)
 
 
@@ -144,6 +142,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit('set-up interrupted; `make setup` goes on'))
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit('set-up interrupted; `make setup` goes on from here')

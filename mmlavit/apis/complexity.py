@@ -92,7 +92,7 @@ def multiply_adds(model: nn.Module, shape: tuple[int, int], in_channels: int = 3
     Args:
         model: Takes images ``(1, in_channels, h, w)``.
         shape: Height and width of the image in pixels.
-        in_channels: Channels of the image.
+        in_channels: Of the image.
 
     Returns:
         The count of the model, under the empty name, and of every module within that has any.
@@ -117,7 +117,7 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> dict[str, Coun
     What counts is said at :func:`multiply_adds`; the model is of no use afterwards.
 
     Args:
-        model: The model.
+        model: Any such model.
         shape: Height and width of the image in pixels.
 
     Returns:

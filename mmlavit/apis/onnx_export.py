@@ -21,13 +21,10 @@ class ExportError(Exception):
 
 
 class OnnxExport(NamedTuple):
-    """A proven graph.
+    """A proven graph, with the shapes of the images that it was compared on.
 
-    Attributes:
-        content: Bytes of the file.
-        difference: Largest deviation from PyTorch, in units of the largest output or of 1; of
-            whole numbers, the share that differs.
-        shapes: Shapes of the images it was compared on.
+    ``difference`` is the largest deviation from PyTorch, in units of the largest output or of 1; of
+    whole numbers, the share that differs.
     """
 
     content: bytes
@@ -36,11 +33,7 @@ class OnnxExport(NamedTuple):
 
 
 def check_packages() -> None:
-    """Stop where a package that only exporting needs is missing.
-
-    Raises:
-        UserError: If one is; the message says how to install it.
-    """
+    """Raise a ``UserError`` that says how to install what exporting needs, if it is missing."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(
@@ -75,8 +68,7 @@ def export_onnx(
     check_packages()
     import onnx
 
-    module = module.eval()
-    channels, height, width = shape
+    module, (channels, height, width) = module.eval(), shape
     axes = {0: 'batch'} if dynamic_batch else {}
     axes |= {2: 'height', 3: 'width'} if dynamic_size else {}
     # an example of one image would make a graph for one image
@@ -84,14 +76,10 @@ def export_onnx(
     try:
         with torch.no_grad():
             program = torch.onnx.export(
-                module,
-                (torch.randn(batch, *shape),),
-                dynamo=True,
-                verbose=False,
-                input_names=['image'],
-                output_names=list(output_names),
+                module, (torch.randn(batch, *shape),), dynamo=True, verbose=False,
+                input_names=['image'], output_names=list(output_names),
                 dynamic_shapes=(axes,) if axes else None,
-            )
+            )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         cause = error.__cause__ or error
         raise ExportError(f'torch cannot export it: {str(cause).splitlines()[0]}') from error
@@ -100,9 +88,7 @@ def export_onnx(
     onnx.helper.set_model_props(model, metadata or {})
     onnx.checker.check_model(model)
     content = model.SerializeToString()
-    shapes: list[tuple[int, ...]] = [(1, *shape)]
-    if dynamic_batch:
-        shapes.append((3, *shape))
+    shapes: list[tuple[int, ...]] = [(1, *shape), *([(3, *shape)] if dynamic_batch else [])]
     if dynamic_size:
         # larger and smaller, and multiples of nothing
         shapes += [(batch, channels, height + 61, width + 35), (batch, channels, 33, 65)]
@@ -113,12 +99,12 @@ def _difference(module: nn.Module, content: bytes, shape: tuple[int, ...]) -> fl
     import onnxruntime
 
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    size = 'x'.join(map(str, shape))
     with torch.no_grad():
         outputs = module(images)
     expected = [outputs] if isinstance(outputs, Tensor) else outputs
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    size = 'x'.join(map(str, shape))
     try:
         session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
         found = session.run(None, {'image': images.numpy()})

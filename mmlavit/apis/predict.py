@@ -10,9 +10,10 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, TRANSFORMS, VISUALIZERS, init_default_scope
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import nn
 
+from mmlavit.datasets.guarded import why_unreadable
 from mmlavit.errors import UserError
 
 __all__ = ['LoadedImage', 'Predictor']
@@ -28,9 +29,8 @@ SMALLEST_PICTURE, LARGEST_PICTURE = 224, 4096
 class LoadedImage(NamedTuple):
     """An image behind the test pipeline.
 
-    Attributes:
-        picture: What the pipeline loaded, to paint on: RGB, shape (height, width, 3), uint8.
-        data: What the pipeline returned, with ``inputs`` of shape (C, h, w).
+    ``picture`` is to paint on: RGB, shape (height, width, 3), uint8; ``data`` is what the pipeline
+    returned, with ``inputs`` of shape (C, h, w).
     """
 
     picture: np.ndarray
@@ -40,12 +40,8 @@ class LoadedImage(NamedTuple):
 class Predictor:
     """A model of a toolbox, behind the test pipeline of its config.
 
-    Args:
-        cfg: The config; its data need not be there.
-        model: With its weights, in evaluation mode.
-        metainfo: What the checkpoint says of the dataset. Without ``classes``, the test dataset of
-            the config names them.
-        device: Name of the device to predict on.
+    The data of the config need not be there. Where ``metainfo``, what the checkpoint says of its
+    dataset, has no ``classes``, the test dataset of the config names them.
 
     Raises:
         UserError: If there is no test pipeline, or nothing names the classes.
@@ -90,26 +86,19 @@ class Predictor:
                     backend = getattr(transform, 'imdecode_backend', 'tifffile')
                     picture = _picture(results['img'], bgr=backend != 'tifffile')
         except Exception as error:
-            raise ValueError(_reason(path, error)) from error
+            told = f'{type(error).__name__}: {error}'.partition('\n')[0]
+            raise ValueError(why_unreadable(str(path)) or told) from error
         assert picture is not None
         return LoadedImage(picture, results)
 
     @torch.no_grad()
     def predict(self, images: Sequence[LoadedImage]) -> list[Any]:
-        """Predict images whose ``inputs`` have one shape, in one batch.
-
-        Returns:
-            A data sample of the toolbox for each image, on the CPU.
-        """
+        """Predict images whose ``inputs`` have one shape as one batch; data samples on the CPU."""
         batch = pseudo_collate([image.data for image in images])
         return [sample.cpu() for sample in self.model.test_step(batch)]
 
     def save(self, picture: np.ndarray, sample: Any, out: Path, png: str, score_thr: float) -> Any:
-        """Write the painted picture, and the mask of a segmentor, into folders of ``out``.
-
-        Returns:
-            What :meth:`results` takes for this image.
-        """
+        """Write the painted picture and the mask of a segmentor; return what results() takes."""
         (out / 'pictures' / png).parent.mkdir(parents=True, exist_ok=True)
         task = {'mmpretrain': _classify, 'mmdet': _detect, 'mmseg': _segment}[self.scope]
         return task(self, picture, sample, out, png, score_thr)
@@ -240,20 +229,3 @@ def _picture(pixels: np.ndarray, bgr: bool) -> np.ndarray:
         if low < 0 or not 1 < high <= 255:
             bands = (bands - low) * (255 / max(high - low, 1e-6))
     return np.ascontiguousarray(bands[..., ::-1] if bgr else bands, dtype=np.uint8)
-
-
-def _reason(path: Path, error: Exception) -> str:
-    """Why a pipeline could not read a file, which it seldom says itself."""
-    told = f'{type(error).__name__}: {error}'.partition('\n')[0]
-    try:
-        if path.is_file() and not path.stat().st_size:
-            return 'the file is empty'
-        with Image.open(path) as image:
-            image.load()
-    except UnidentifiedImageError:
-        return f'not an image of a known format ({told})'
-    except (OSError, SyntaxError, EOFError) as reason:
-        return f'{reason} ({told})'
-    except Image.DecompressionBombError:
-        pass
-    return told

@@ -1,12 +1,14 @@
 """What is wrong inside a COCO annotation file, most of which mmdet drops without a word."""
 
-from collections import Counter
+import reprlib
 from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import mmengine
+
+from .datasets import listing
 
 __all__ = ['Finding', 'coco_findings', 'unusable_entries']
 
@@ -33,12 +35,12 @@ class Finding(NamedTuple):
     """One thing found in data.
 
     ``'FAIL'`` is what stops or spoils a run, ``'warn'`` what upstream drops, converts or tolerates;
-    findings of one ``kind`` are reported together.
+    warnings of one ``kind`` are reported together.
     """
 
     level: Literal['FAIL', 'warn']
-    kind: str
     text: str
+    kind: str = ''
 
 
 def coco_findings(dataset: Any) -> Iterator[Finding]:
@@ -46,16 +48,10 @@ def coco_findings(dataset: Any) -> Iterator[Finding]:
     if not hasattr(dataset, 'COCOAPI') or not dataset.ann_file:
         return
     content = mmengine.load(dataset.ann_file, file_format='json', backend_args=dataset.backend_args)
-    yield from _unusable_entries(content, dataset.ann_file)
-    usable = _usable(content)
-    for section, entries in usable.items():
-        counts = Counter(entry['id'] for entry in entries)
-        for number, count in counts.items():
-            if count > 1:
-                text = f'{dataset.ann_file}: {count} {section} have the id {number}'
-                yield Finding('FAIL', 'repeated ids', text)
+    usable, findings = _sort_out(content, dataset.ann_file)
+    yield from findings
     images = {image['id']: image for image in usable['images']}
-    categories = {category['id'] for category in usable['categories']}
+    categories = {category['id']: category['name'] for category in usable['categories']}
     transforms = getattr(dataset.pipeline, 'transforms', ())
     with_mask = any(getattr(transform, 'with_mask', False) for transform in transforms)
     with_rle = all(getattr(transform, 'poly2mask', True) for transform in transforms)
@@ -66,14 +62,14 @@ def coco_findings(dataset: Any) -> Iterator[Finding]:
         name = f'annotation {annotation["id"]}'
         if image is None:
             kind = 'annotations of images that the file does not list, ignored'
-            yield Finding('warn', kind, name)
+            yield Finding('warn', name, kind)
             continue
         name = f'{name} of {image["file_name"]}'
         crowds.setdefault(image['id'], []).append(bool(annotation.get('iscrowd')))
         if annotation['category_id'] not in categories:
             text = f'{dataset.ann_file}: {name} has the category_id {annotation["category_id"]}, '
-            text += f'expected one of the categories of the file: {_ids(categories)}'
-            yield Finding('FAIL', 'unknown categories', text)
+            text += f'expected one of the categories of the file: {listing(categories)}'
+            yield Finding('FAIL', text)
         box = _check_box(annotation, image)
         if box is not None:
             if box.level == 'warn':
@@ -87,64 +83,57 @@ def coco_findings(dataset: Any) -> Iterator[Finding]:
     if unread:
         text = f'{dataset.ann_file}: {unread} annotations have run-length masks, which '
         text += 'LoadAnnotations(poly2mask=False) ignores; set poly2mask=True'
-        yield Finding('FAIL', 'masks that are not read', text)
+        yield Finding('FAIL', text)
     skipped = bool((dataset.filter_cfg or {}).get('filter_empty_gt')) and not dataset.test_mode
     for number, image in images.items():
         if number not in crowds:
             kind = 'images without annotations, ' + ('skipped' if skipped else 'all background')
-            yield Finding('warn', kind, image['file_name'])
+            yield Finding('warn', image['file_name'], kind)
         elif all(crowds[number]):
-            yield Finding('warn', 'images of crowds only, which are ignored', image['file_name'])
+            yield Finding('warn', image['file_name'], 'images of crowds only, which are ignored')
 
 
 def unusable_entries(config: Any) -> Iterator[Finding]:
-    """Find what keeps mmdet from building a dataset: entries without ids, sizes, boxes and so on.
+    """Find entries without ids, sizes, boxes and so on, which keep mmdet from building a dataset.
 
-    Args:
-        config: Config of a dataset or of a wrapper around some; local JSON files are read.
+    Local JSON files of the config of a dataset, or of a wrapper around some, are read.
     """
     if not isinstance(config, dict):
         return
     path = Path(config.get('data_root') or '', config.get('ann_file') or '')
     if path.suffix == '.json' and path.is_file():
-        yield from _unusable_entries(mmengine.load(path), str(path))
+        yield from _sort_out(mmengine.load(path), str(path))[1]
     for inner in (config.get('dataset'), *(config.get('datasets') or ())):
         yield from unusable_entries(inner)
 
 
-def _unusable_entries(content: Any, path: str) -> Iterator[Finding]:
-    for section in NEEDED:
+def _sort_out(content: Any, path: str) -> tuple[dict[str, list[dict[str, Any]]], list[Finding]]:
+    """The entries of each section that lack nothing, and what keeps mmdet from using the others."""
+    usable: dict[str, list[dict[str, Any]]] = {section: [] for section in NEEDED}
+    findings = []
+    for section, kept in usable.items():
         # Files of images to test on have no annotations.
         default: list[Any] | None = [] if section == 'annotations' else None
         entries = content.get(section, default) if isinstance(content, dict) else None
         if not isinstance(entries, list):
-            yield Finding('FAIL', 'sections missing', f'{path}: {section} is no list')
+            findings.append(Finding('FAIL', f'{path}: {section} is no list'))
             continue
         for place, entry in enumerate(entries):
             lacking = _lacks(entry, section)
             if lacking:
                 number = entry.get('id') if isinstance(entry, dict) else None
                 name = f'{section}[{place}]' + ('' if number is None else f' with the id {number}')
-                yield Finding('FAIL', 'values missing', f'{path}: {name}: {lacking}')
-    usable = _usable(content)
+                findings.append(Finding('FAIL', f'{path}: {name}: {lacking}'))
+            else:
+                kept.append(entry)
     images = {image['id']: image for image in usable['images']}
     for annotation in usable['annotations']:
         image = images.get(annotation['image_id'])
         box = None if image is None else _check_box(annotation, image)
         if image is not None and box is not None and box.level == 'FAIL':
             name = f'annotation {annotation["id"]} of {image["file_name"]}'
-            yield box._replace(text=f'{path}: {name}: {box.text}')
-
-
-def _usable(content: Any) -> dict[str, list[dict[str, Any]]]:
-    """The entries of each section that lack nothing."""
-    sections = {name: content.get(name) if isinstance(content, dict) else None for name in NEEDED}
-    return {
-        name: [entry for entry in entries if not _lacks(entry, name)]
-        if isinstance(entries, list)
-        else []
-        for name, entries in sections.items()
-    }
+            findings.append(box._replace(text=f'{path}: {name}: {box.text}'))
+    return usable, findings
 
 
 def _lacks(entry: Any, section: str) -> str:
@@ -162,59 +151,45 @@ def _lacks(entry: Any, section: str) -> str:
 def _check_box(annotation: dict[str, Any], image: dict[str, Any]) -> Finding | None:
     box = annotation.get('bbox')
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
-        text = f'bbox is {box!r}, expected four numbers, x, y, width and height'
-        return Finding('FAIL', 'boxes that are none', text)
+        return Finding('FAIL', f'bbox is {box!r}, expected four numbers, x, y, width and height')
     x, y, width, height = box
     if not _is_finite(annotation.get('area')):
-        text = f'area is {annotation.get("area")!r}, expected a number'
-        return Finding('FAIL', 'areas that are none', text)
+        return Finding('FAIL', f'area is {annotation.get("area")!r}, expected a number')
     if width < 1 or height < 1 or annotation['area'] <= 0:
         kind = 'boxes of no area or less than a pixel wide or high, dropped'
-        return Finding('warn', kind, f'{box}, area {annotation["area"]}')
+        return Finding('warn', f'{box}, area {annotation["area"]}', kind)
     right, bottom = min(x + width, image['width']), min(y + height, image['height'])
     size = f'{image["width"]}x{image["height"]}'
     if right <= max(x, 0) or bottom <= max(y, 0):
-        return Finding('warn', 'boxes outside the image, dropped', f'{box} in {size}')
+        return Finding('warn', f'{box} in {size}', 'boxes outside the image, dropped')
     # Files are often rounded by a pixel.
     beyond = max(-x, -y, x + width - image['width'], y + height - image['height'])
     if beyond > 1:
         kind = 'boxes that reach beyond the image, which Resize cuts off'
-        return Finding('warn', kind, f'{box} in {size}')
+        return Finding('warn', f'{box} in {size}', kind)
     return None
 
 
 def _check_mask(annotation: dict[str, Any], image: dict[str, Any]) -> Iterator[Finding]:
     mask = annotation.get('segmentation')
     if not mask and not annotation.get('ignore'):
-        yield Finding('FAIL', 'masks missing', ' has no segmentation, and the pipeline loads masks')
+        yield Finding('FAIL', ' has no segmentation, and the pipeline loads masks')
     elif isinstance(mask, list) and not all(isinstance(polygon, list) for polygon in mask):
-        text = f': segmentation is {_shortened(mask)}, expected a list of polygons, each a list'
-        yield Finding('FAIL', 'polygons that are none', text)
+        text = f': segmentation is {reprlib.repr(mask)}, expected a list of polygons, each a list'
+        yield Finding('FAIL', text)
     elif isinstance(mask, list):
         bad = [polygon for polygon in mask if len(polygon) < 6 or len(polygon) % 2]
+        kind = 'annotations with polygons of less than three points, left out'
         if len(bad) == len(mask):
             kind = 'annotations without a polygon of three points or more, ignored in training'
-            yield Finding('warn', kind, '')
-        elif bad:
-            yield Finding(
-                'warn', 'annotations with polygons of less than three points, left out', ''
-            )
+        if bad:
+            yield Finding('warn', '', kind)
     elif isinstance(mask, dict):
         expected = [image['height'], image['width']]
         if list(mask.get('size') or expected) != expected:
             text = f': the mask has {mask["size"]} pixels (height, width), its image {expected}'
-            yield Finding('FAIL', 'masks of another size', text)
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f'{text[:60]}...'
+            yield Finding('FAIL', text)
 
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and isfinite(value)
-
-
-def _ids(numbers: set[Any]) -> str:
-    listed = sorted(numbers, key=str)
-    return ', '.join(map(str, listed[:10])) + (', ...' if len(listed) > 10 else '')

@@ -94,30 +94,25 @@ def missing_paths(cfg: Config, key: str) -> list[str]:
     Only local paths are looked at, and those below a data root only where the root exists.
     """
     messages = []
-    for dataset in _datasets(cfg[key]):
-        root = dataset.get('data_root')
-        if not _is_local(root or '', dataset):
-            continue
+    for dataset in _local_datasets(cfg[key]):
+        root = dataset.get('data_root') or ''
         absence = _absence(Path(root)) if root else ''
         if absence:
             messages.append(f'{key}: data_root {root!r} {absence}, seen from {Path.cwd()}')
             continue
         prefix = dataset.get('data_prefix') or {}
         below = {'ann_file': dataset.get('ann_file')}
-        below.update(
+        if isinstance(prefix, dict):
+            below |= {f'data_prefix.{name}': path for name, path in prefix.items()}
             # of masks, the first that is missing is named when it is read
-            {f'data_prefix.{n}': path for n, path in prefix.items() if n != 'seg_map_path'}
-            if isinstance(prefix, dict)
-            else {'data_prefix': prefix}
-        )
+            below.pop('data_prefix.seg_map_path', None)
+        else:
+            below['data_prefix'] = prefix
         for name, path in below.items():
-            if not isinstance(path, str) or not _is_local(path, dataset):
-                continue
-            whole = Path(root or '', path)
-            absence = _absence(whole)
+            absence = _absence(Path(root, path)) if _is_local(path, dataset) else ''
             if absence:
                 seen = '' if root else f', seen from {Path.cwd()}'
-                messages.append(f'{key}: {name} {str(whole)!r} {absence}{seen}')
+                messages.append(f'{key}: {name} {str(Path(root, path))!r} {absence}{seen}')
     return messages
 
 
@@ -125,9 +120,8 @@ def wrong_ann_files(cfg: Config, key: str) -> list[str]:
     """Find annotation files of a dataloader's evaluator that are not there, or not its data's.
 
     mmdet's metrics read the file once more, and one of other data numbers its images differently.
-    Only local paths are looked at. The two sides are compared in mmdet's configs where the data has
-    a single annotation file, which one of the metrics must read: of panoptic data, others read the
-    boxes.
+    Where local data has a single annotation file, one of the metrics must read it: of panoptic
+    data, others read the boxes.
     """
     name = key.replace('dataloader', 'evaluator')
     evaluator = cfg.get(name)
@@ -136,32 +130,29 @@ def wrong_ann_files(cfg: Config, key: str) -> list[str]:
     metrics = {name: evaluator}
     if isinstance(evaluator, list | tuple):
         metrics = {f'{name}.{i}': metric for i, metric in enumerate(evaluator)}
-    known = {
-        str(Path(dataset.get('data_root') or '', dataset.ann_file))
-        for dataset in _datasets(cfg[key])
-        if isinstance(dataset.get('ann_file'), str)
-        and _is_local(f'{dataset.get("data_root")}{dataset.ann_file}', dataset)
-    }
     paths = {
         place: metric['ann_file']
         for place, metric in metrics.items()
-        if isinstance(metric, dict)
-        and isinstance(metric.get('ann_file'), str)
-        and _is_local(metric['ann_file'], metric)
+        if isinstance(metric, dict) and _is_local(metric.get('ann_file'), metric)
     }
     missing = [
         f'{place}: ann_file {path!r} {absence}, seen from {Path.cwd()}'
         for place, path in paths.items()
         if (absence := _absence(Path(path)))
     ]
+    known = {
+        Path(dataset.get('data_root') or '', dataset.ann_file)
+        for dataset in _local_datasets(cfg[key])
+        if _is_local(dataset.get('ann_file'), dataset)
+    }
     # mmpretrain has the captions of its data in a file of their own.
     if missing or cfg.get('default_scope') != 'mmdet' or len(known) != 1:
         return missing
     (expected,) = known
-    if Path(expected).resolve() in [Path(path).resolve() for path in paths.values()]:
+    if expected.resolve() in [Path(path).resolve() for path in paths.values()]:
         return []
     return [
-        f'{place}: ann_file is {path!r}, expected that of {key}, {expected!r}'
+        f'{place}: ann_file is {path!r}, expected that of {key}, {str(expected)!r}'
         for place, path in paths.items()
     ]
 
@@ -193,14 +184,14 @@ def check_work_dir(path: str) -> None:
         ) from error
 
 
-def _datasets(node: Any) -> Iterator[ConfigDict]:
+def _local_datasets(node: Any) -> Iterator[ConfigDict]:
     """The configs of datasets below that of a dataloader or of a wrapper."""
     if not isinstance(node, dict):
         return
     for inner in (node.get('dataset'), *(node.get('datasets') or ())):
-        if isinstance(inner, dict):
+        if isinstance(inner, dict) and _is_local(inner.get('data_root') or '', inner):
             yield inner
-            yield from _datasets(inner)
+        yield from _local_datasets(inner)
 
 
 def _absence(path: Path) -> str:
@@ -211,8 +202,8 @@ def _absence(path: Path) -> str:
         return f'cannot be used: {error.strerror}'
 
 
-def _is_local(path: str, node: Any) -> bool:
-    return ':' not in path and not node.get('backend_args')
+def _is_local(path: Any, node: Any) -> bool:
+    return isinstance(path, str) and ':' not in path and not node.get('backend_args')
 
 
 def _holds(node: Any, value: Any) -> bool:

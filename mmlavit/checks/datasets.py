@@ -97,10 +97,7 @@ def wrong_categories(dataset: Any) -> Iterator[str]:
 def wrong_order(dataset: Any, expected: Sequence[str] | None, whose: str) -> Iterator[str]:
     """Compare the classes of a base dataset with those that a model learns or has learned.
 
-    Args:
-        dataset: A dataset without a wrapper.
-        expected: The classes in the order of the model's labels; ``None`` where that is not known.
-        whose: Where they come from.
+    The latter are in the order of the model's labels; ``whose`` says where they come from.
     """
     classes = class_names(dataset)
     if None in (classes, expected) or list(classes or ()) == list(expected or ()):

@@ -21,12 +21,8 @@ def wrong_masks(dataset: Any, num_masks: int, training: bool) -> Iterator[str]:
     """Read some evenly spaced masks of a base dataset, and find the first that is wrong.
 
     Training data whose masks hold a single one of several classes teaches nothing. Of a few masks
-    that may be chance, so the others are read as well until one holds another class.
-
-    Args:
-        dataset: A dataset without a wrapper.
-        num_masks: How many masks to read at most; with 0, none is looked at.
-        training: Whether the masks are to be learned from.
+    that may be chance, so the others are read as well until one holds another class. With
+    ``num_masks=0``, none is looked at.
     """
     loader, classes = mask_loader(dataset), class_names(dataset) or ()
     if loader is None or not num_masks or not len(dataset):

@@ -71,14 +71,13 @@ class _Probe(Dataset):
                 labels = labels_of_mask(self.dataset, index)
             sample = self.dataset[index]
         except UserError as error:
-            return [Finding('FAIL', 'files that cannot be used', str(error))], labels
+            return [Finding('FAIL', str(error))], labels
         except Exception as error:
-            text = f'{name}: {type(error).__name__}: {error}'
-            return [Finding('FAIL', 'samples that fail', text)], labels
+            return [Finding('FAIL', f'{name}: {type(error).__name__}: {error}')], labels
         found = list(_conversions(name)) if self.converts else []
         if sample is None:
             kind = 'samples of which the pipeline leaves nothing; others take their place'
-            found.append(Finding('warn', kind, name))
+            found.append(Finding('warn', name, kind))
         elif isinstance(sample, dict):
             shape = getattr(sample.get('data_samples'), 'ori_shape', None)
             annotated = (info.get('height'), info.get('width'))
@@ -87,7 +86,7 @@ class _Probe(Dataset):
                 text += f'annotation file says {annotated[0]}x{annotated[1]}'
                 if Path(name).is_file() and upright(name)[1]:
                     text += '; its EXIF orientation turns it'
-                found.append(Finding('FAIL', 'images of another size', text))
+                found.append(Finding('FAIL', text))
         return found, labels
 
 
@@ -96,15 +95,10 @@ def data_findings(
 ) -> Iterator[Finding]:
     """Load every sample of a base dataset once, and read its annotation file as it is.
 
-    Args:
-        dataset: A dataset of mmengine without a wrapper.
-        model: The model without wrappers.
-        masks: Whether the values of masks are looked at.
-        training: Whether the data is to be learned from.
-        progress: Where the progress bar goes.
+    ``masks`` asks for the values of masks, too.
     """
     yield from coco_findings(dataset)
-    yield from (Finding('FAIL', 'labels', text) for text in wrong_labels(model, dataset))
+    yield from (Finding('FAIL', text) for text in wrong_labels(model, dataset))
     bar, held = ProgressBar(len(dataset), file=progress), set()
     probe = DataLoader(
         _Probe(dataset, masks), batch_size=None, num_workers=WORKERS, collate_fn=_as_it_is
@@ -117,8 +111,7 @@ def data_findings(
     if masks and training and mask_loader(dataset) is not None:
         for label, name in enumerate(class_names(dataset) or ()):
             if label not in held:
-                text = f'{dataset_name(dataset)}: no mask holds the class {name}'
-                yield Finding('FAIL', 'classes that no mask holds', text)
+                yield Finding('FAIL', f'{dataset_name(dataset)}: no mask holds the class {name}')
 
 
 def _conversions(path: str) -> Iterator[Finding]:
@@ -133,13 +126,13 @@ def _conversions(path: str) -> Iterator[Finding]:
         # What the pipeline has loaded need not be of a kind that Pillow knows.
         return
     if upright(path)[1]:
-        yield Finding('warn', TURNED, path)
+        yield Finding('warn', path, TURNED)
     if deep:
         pixels = mmcv.imread(path, flag='unchanged')
         dark = pixels is not None and pixels.max() < DARK_BELOW
-        yield Finding('warn', DARK if dark else DEEP, path)
+        yield Finding('warn', path, DARK if dark else DEEP)
     elif mode in CONVERTED:
-        yield Finding('warn', CONVERTED[mode], path)
+        yield Finding('warn', path, CONVERTED[mode])
 
 
 def _as_it_is(found: Any) -> Any:

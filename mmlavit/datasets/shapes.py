@@ -39,7 +39,6 @@ ADE20K_FOLDERS = {'train': 'training', 'val': 'validation'}
 # A change of the drawing code that changes any byte of the output raises this number.
 VERSION = 2
 MANIFEST = 'shapes.json'
-LAYOUTS = ('classification', 'coco', 'ade20k')
 
 # Diameters of the circle that has the area of the shape, as fractions of the image side.
 SAMPLE_DIAMETER = (0.35, 0.6)
@@ -87,18 +86,12 @@ class ShapesSpec:
 
 
 class Scene(NamedTuple):
-    """One drawn image with its annotation.
+    """One drawn image with its annotation."""
 
-    Attributes:
-        image: BGR image, uint8, shape ``(H, W, 3)``.
-        instances: The shape that is visible in each pixel, uint8, shape ``(H, W)``; 0 is
-            background, ``i + 1`` is ``labels[i]``.
-        labels: Index into ``CLASSES`` of each shape, from the lowest to the topmost.
-    """
-
-    image: np.ndarray
+    image: np.ndarray  # BGR, uint8, (H, W, 3)
+    # the shape that is visible in each pixel, uint8, (H, W): 0 is background, i + 1 is labels[i]
     instances: np.ndarray
-    labels: tuple[int, ...]
+    labels: tuple[int, ...]  # index into CLASSES of each shape, from the lowest to the topmost
 
     @property
     def segmentation(self) -> np.ndarray:
@@ -212,16 +205,11 @@ def draw_scene(spec: ShapesSpec, split: str, index: int) -> Scene:
 
 
 def visible_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outline a mask without holes by COCO polygons, one for each connected part.
+    """Outline a mask without holes, ``(H, W)``, by COCO polygons, one for each connected part.
 
-    The outlines run between the pixel centres and the pixel borders, so that pycocotools
-    rasterises them to exactly the mask; outlines through the centres would lose border pixels.
-
-    Args:
-        mask: Non-zero inside, shape ``(H, W)``.
-
-    Returns:
-        Polygons as ``[x0, y0, x1, y1, ...]`` in pixels, the first pixel covering 0 to 1.
+    The outlines, ``[x0, y0, x1, y1, ...]`` in pixels, run between the pixel centres and the pixel
+    borders, so that pycocotools rasterises them to exactly the mask; outlines through the centres
+    would lose border pixels.
     """
     doubled = (mask != 0).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     outlines, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -285,13 +273,9 @@ def manifest(spec: ShapesSpec) -> dict[str, Any]:
 
 
 def write_shapes(root: str | Path, spec: ShapesSpec | None = None) -> None:
-    """Write Shapes in its three layouts, with a progress bar for each split.
+    """Write Shapes in its three layouts to a new or empty folder, with a progress bar a split.
 
     The manifest is written last: a folder without ``shapes.json`` is not complete.
-
-    Args:
-        root: Folder to write to; it must be new or empty.
-        spec: Settings, those of ``ShapesSpec()`` by default.
 
     Raises:
         FileExistsError: If ``root`` is a file or holds anything.

@@ -35,34 +35,31 @@ def draw_reports(reports: Mapping[str, AttentionReport]) -> dict[str, Figure]:
         names = {'similarity_to_previous': 'similarity to layer before'}
         figures['saturation.png'] = _draw_curves(reports, names, from_zero=False)
         rows: list[list[Panel]] = [
-            [
-                (f'{label}, stage {m}', r.similarity[m]) if m in r.similarity else None
-                for m in stages
-            ]
-            for label, r in reports.items()
+            [(f'{k}, stage {m}', r.similarity[m]) if m in r.similarity else None for m in stages]
+            for k, r in reports.items()
         ]
         lowest = min(float(panel[1].min()) for row in rows for panel in row if panel)
         scale = {'cmap': 'viridis', 'vmin': min(np.floor(lowest * 10) / 10, 0.9), 'vmax': 1}
-        figures['similarity.png'] = _draw_matrices(
-            rows, 'layer', 'cosine similarity of attention', **scale
-        )
+        title = 'cosine similarity of attention'
+        figures['similarity.png'] = _draw_matrices(rows, 'layer', title, **scale)
     less = {label: report for label, report in reports.items() if report.transforms}
     if less:
         names = {f'{n}_distance': rf'$\{n.title()}$, distance from $I$' for n in ('theta', 'psi')}
         figures['transforms.png'] = _draw_curves(less, names)
     for suffix, report in zip(('', '_second'), reports.values(), strict=False):
-        for m, group in groupby(report.transforms.items(), key=lambda item: item[0][0]):
-            pairs = [(layer, transforms) for (_, layer), transforms in group]
+        for m in dict.fromkeys(stage for stage, _ in report.transforms):
+            pairs = {
+                layer: pair for (stage, layer), pair in report.transforms.items() if stage == m
+            }
             rows = [
-                [(rf'$\{name} - I$, layer {layer}', pair[i]) for layer, pair in pairs]
+                [(rf'$\{name} - I$, layer {layer}', pair[i]) for layer, pair in pairs.items()]
                 for i, name in enumerate(('Theta', 'Psi'))
             ]
             # transforms that have not moved are all 0
-            highest = max(float(np.abs(pair).max()) for _, pair in pairs) or 1.0
+            highest = max(float(np.abs(pair).max()) for pair in pairs.values()) or 1.0
             scale = {'cmap': 'RdBu_r', 'vmin': -highest, 'vmax': highest}
-            figures[f'transforms_stage{m}{suffix}.png'] = _draw_matrices(
-                rows, 'token', 'weight', **scale
-            )
+            name = f'transforms_stage{m}{suffix}.png'
+            figures[name] = _draw_matrices(rows, 'token', 'weight', **scale)
     return figures
 
 
@@ -81,9 +78,8 @@ def _draw_matrices(rows: Sequence[Sequence[Panel]], name: str, label: str, **sca
         # layers count from 1; a tick of tokens starts a row of the window
         first, step = (1, 1 + n // 10) if name == 'layer' else (0, round(n**0.5))
         start, end = first - 0.5, first + n - 0.5
-        shown = axis.imshow(
-            matrix, extent=(start, end, end, start), interpolation='nearest', **scale
-        )
+        extent = (start, end, end, start)
+        shown = axis.imshow(matrix, extent=extent, interpolation='nearest', **scale)
         ticks = range(first, first + n, step)
         axis.set(xticks=ticks, yticks=ticks)
         axis.tick_params(labelsize=6.5)

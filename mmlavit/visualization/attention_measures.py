@@ -33,13 +33,7 @@ def similarity_matrix(layers: Sequence[LayerTrace]) -> Tensor:
 
     Returns:
         Symmetric matrix of shape ``(len(layers), len(layers))``; 1 for identical maps.
-
-    Raises:
-        ValueError: If the maps differ in shape.
     """
-    shapes = {tuple(layer.logits.shape) for layer in layers}
-    if len(shapes) > 1:
-        raise ValueError(f'maps of different shapes cannot be compared: {sorted(shapes)}')
     # (layers, groups, heads, N * N)
     maps = F.normalize(torch.stack([attention_of(layer).flatten(-2) for layer in layers]), dim=-1)
     groups, heads = maps.shape[1:3]

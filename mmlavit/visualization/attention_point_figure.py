@@ -1,6 +1,7 @@
 """What one pixel attends to, as a figure."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -40,10 +41,8 @@ def draw_attention(
     # the window with half its size around it, inside what the model sees
     dx, dy = (right - left) / 2, (bottom - top) / 2
     view = (
-        max(left - dx, visible[0]),
-        max(top - dy, visible[1]),
-        min(right + dx, visible[2]),
-        min(bottom + dy, visible[3]),
+        *(max(left - dx, visible[0]), max(top - dy, visible[1])),
+        *(min(right + dx, visible[2]), min(bottom + dy, visible[3])),
     )
     aspect = (view[3] - view[1]) / (view[2] - view[0])
     size = (PANEL * (len(titles) + 1) + 0.9, PANEL * aspect * len(layers) + 0.4)
@@ -65,14 +64,8 @@ def draw_attention(
     for axis, title in zip(axes[0], [f'stage {layers[0].layer.stage}', *titles], strict=True):
         axis.set_title(title, fontsize=8)
     length = min(len(layers), 4)  # panels
-    bar = figure.colorbar(
-        ScalarMappable(norm, COLORMAP),
-        ax=axes,
-        shrink=length / len(layers),
-        anchor=(0, 1),
-        aspect=10 * length,
-        pad=0.01,
-    )
+    place: dict[str, Any] = {'shrink': length / len(layers), 'aspect': 10 * length}
+    bar = figure.colorbar(ScalarMappable(norm, COLORMAP), ax=axes, anchor=(0, 1), pad=0.01, **place)
     bar.ax.tick_params(labelsize=7)
     bar.set_label('attention', fontsize=8)
     return figure

@@ -33,11 +33,8 @@ def build_parser() -> LineParser:
     parser = LineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of mmpretrain, mmdet or mmseg')
     add_shape(parser)
-    parser.add_argument(
-        '--compare',
-        action='store_true',
-        help='put the all-VA baseline beside it (beside that one LaViT), and the published figures',
-    )
+    text = 'put the all-VA baseline beside it (beside that one LaViT), and the published figures'
+    parser.add_argument('--compare', action='store_true', help=text)
     parser.add_cfg_options()
     return parser
 
@@ -65,29 +62,22 @@ def complexity(args: Namespace) -> None:
     print(f'{args.config}, {shape[0]}x{shape[1]} px')
     print(render(tables))
     if rois:
-        masks = f', {rois[1]} for the mask heads' if rois[1] else ''
-        print(
-            f'RoI heads: {rois[0]} regions for the box heads{masks}, the most that test_cfg lets '
-            'through'
-        )
+        regions = f'{rois[0]} regions for the box heads'
+        regions += f', {rois[1]} for the mask heads' if rois[1] else ''
+        print(f'RoI heads: {regions}, the most that test_cfg lets through')
     if args.compare:
         print(compare_with_paper(cfg.model.backbone))
 
 
 def render(tables: Mapping[str, Table]) -> str:
-    """Lay out counts side by side, with a row for each part and one for the sum.
-
-    Args:
-        tables: Counts by title, the model's own first.
-    """
-    rows = [['part'], *([part] for part in dict.fromkeys(p for t in tables.values() for p in t))]
-    rows.append(['total'])
+    """Lay out counts by title side by side, with a row for each part and one for the sum."""
+    parts = dict.fromkeys(part for table in tables.values() for part in table)
+    rows = [['part'], *([part] for part in parts), ['total']]
     for title, table in tables.items():
         suffix = f', {title}' if title else ''
         rows[0] += [f'parameters{suffix}', f'multiply-adds{suffix}']
-        for row in rows[1:-1]:
-            row += cells(table.get(row[0], Count(0, 0)))
-        rows[-1] += cells(total(table))
+        for row in rows[1:]:
+            row += cells(total(table) if row is rows[-1] else table.get(row[0], Count(0, 0)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
@@ -121,15 +111,13 @@ def compare_with_paper(backbone: dict[str, Any]) -> str:
         total(count_complexity(LaViTClassifier(less_attention=less, **options), (224, 224)))
         for less in (less_attention, not less_attention)
     )
+    paper = Count(published['Parameters (paper)'], published['FLOPs (paper)'])
     lines = [f'{arch} as a classifier of 1000 classes at 224x224 px:']
-    for title, count in (
-        ('here', here),
-        (f'here, {OTHERS[less_attention]}', other),
-        (
-            'paper' if less_attention else 'paper, LaViT',
-            Count(published['Parameters (paper)'], published['FLOPs (paper)']),
-        ),
-    ):
+    for title, count in {
+        'here': here,
+        f'here, {OTHERS[less_attention]}': other,
+        'paper' if less_attention else 'paper, LaViT': paper,
+    }.items():
         parameters, macs = cells(count)
         lines.append(f'  {title:<22}{parameters:>12} parameters{macs:>10} multiply-adds')
     return '\n'.join(lines)

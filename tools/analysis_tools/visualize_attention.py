@@ -14,7 +14,6 @@ Attention lives in windows: a frame shows the one that the pixel is in. docs/att
 each number is defined.
 """
 
-import json
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from io import BytesIO
@@ -22,6 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mmengine
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
@@ -48,6 +48,7 @@ STAGES = (1, 2, 3, 4)
 class Attention(NamedTuple):
     """The attention of a model on an image."""
 
+    files: dict[str, str]
     names: tuple[str, str, str]  # for figures: the kind of model, its config and its checkpoint
     picture: np.ndarray  # RGB, shape (height, width, 3)
     geometry: ImageGeometry
@@ -65,27 +66,12 @@ def build_parser() -> LineParser:
     parser.add_argument(
         '--overwrite', action='store_true', help='write to --out even if there is something in it'
     )
-    parser.add_argument(
-        '--points',
-        nargs='+',
-        type=parse_point,
-        metavar='X,Y',
-        help='pixels of the image whose attention is drawn, by default a grid of 2 x 2',
-    )
-    parser.add_argument(
-        '--stages',
-        nargs='+',
-        type=int,
-        choices=STAGES,
-        metavar='M',
-        help='stages to look at, from 1 to 4, by default all',
-    )
-    parser.add_argument(
-        '--compare',
-        nargs=2,
-        metavar=('CONFIG', 'CHECKPOINT'),
-        help='a second model for the matrices and curves, as one with less_attention=False',
-    )
+    text = 'pixels of the image whose attention is drawn, by default a grid of 2 x 2'
+    parser.add_argument('--points', nargs='+', type=parse_point, metavar='X,Y', help=text)
+    text = 'stages to look at, from 1 to 4, by default all'
+    parser.add_argument('--stages', nargs='+', type=int, choices=STAGES, metavar='M', help=text)
+    text = 'a second model for the matrices and curves, as one with less_attention=False'
+    parser.add_argument('--compare', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help=text)
     parser.add_argument('--device', help='as cpu or cuda:1, by default a GPU if there is one')
     parser.add_cfg_options('override keys of CONFIG, as tools/test.py does; not of the second one')
     parser.add_trust_checkpoint()
@@ -110,44 +96,39 @@ def visualize(args: Namespace) -> None:
     check_out(args.out, args.overwrite)
     args.device = check_device(args.device or get_device())
     first = look_at(args, args.config, args.checkpoint, args.cfg_options)
-    points = args.points or default_points(first.geometry)
-    for point in points:
-        check_point(point, first.geometry)
+    points = choose_points(args.points, first.geometry)
     models = [first]
     if args.compare:
         models.append(look_at(args, *args.compare))
+    # by the kind of model, else by config or checkpoint, whichever tells them apart
     choices = [*zip(*(model.names for model in models), strict=True), ('first', 'second')]
     labels = next(labels for labels in choices if len(set(labels)) == len(models))
-
     figures = draw_reports({k: model.report for k, model in zip(labels, models, strict=True)})
-    files = [(args.config, args.checkpoint), args.compare]
     numbers: dict[str, Any] = {'image': str(args.image), 'models': {}, 'points': []}
-    for label, model, (config, checkpoint) in zip(labels, models, files, strict=False):
-        numbers['models'][label] = {
-            'config': config,
-            'checkpoint': checkpoint,
+    for label, model in zip(labels, models, strict=True):
+        numbers['models'][label] = model.files | {
             'layers': model.report.layers,
             'similarity_by_stage': model.report.similarity,
         }
-    for x, y in dict.fromkeys(points):
+    for x, y in points:
         layers = [attention_of_point(layer, (x, y), first.geometry) for layer in first.layers]
         for stage, group in groupby(layers, key=lambda a: a.layer.stage):
             figures[f'attention_x{x}_y{y}_stage{stage}.png'] = draw_attention(
                 first.picture, (x, y), list(group), first.geometry.visible
             )
+        place = ('stage', 'layer', 'kind')
         rows = [
-            dict(stage=a.layer.stage, layer=a.layer.layer, kind=a.layer.kind)
-            | dict(window=a.box, attention=a.weights)
+            {key: getattr(a.layer, key) for key in place} | dict(window=a.box, attention=a.weights)
             for a in layers
         ]
-        numbers['points'].append({'x': x, 'y': y, 'layers': rows})
+        numbers['points'].append(dict(x=x, y=y, layers=rows))
     for name, figure in figures.items():
         content = BytesIO()
         figure.savefig(content, format='png', dpi=DPI, bbox_inches='tight', pad_inches=0.03)
         AtomicBackend().put(content.getvalue(), args.out / name)
         print(args.out / name)
     path = args.out / 'attention.json'
-    AtomicBackend().put_text(json.dumps(plain(numbers), indent=1), path)
+    AtomicBackend().put_text(mmengine.dump(numbers, file_format='json', indent=1), path)
     print(path)
 
 
@@ -177,6 +158,7 @@ def look_at(
     # looked at or not
     less_attention = any(isinstance(module, LessAttention) for module in backbone.modules())
     return Attention(
+        dict(config=config, checkpoint=checkpoint),
         ('LaViT' if less_attention else 'all-VA', Path(config).stem, Path(checkpoint).stem),
         loaded.picture,
         ImageGeometry.of_sample(data['data_samples'][0].metainfo),
@@ -185,34 +167,27 @@ def look_at(
     )
 
 
-def default_points(geometry: ImageGeometry) -> list[tuple[int, int]]:
-    """Centers of the quarters of what the model sees."""
+def choose_points(
+    points: list[tuple[int, int]] | None, geometry: ImageGeometry
+) -> list[tuple[int, int]]:
+    """Pixels that were asked for, else the centers of the quarters of what the model sees.
+
+    Raises:
+        UserError: If one is outside the image or of what the test pipeline keeps.
+    """
     left, top, right, bottom = geometry.visible
-    return [
-        (int(left + (right - left) * x), int(top + (bottom - top) * y))
-        for y in (0.25, 0.75)
-        for x in (0.25, 0.75)
-    ]
-
-
-def check_point(point: tuple[int, int], geometry: ImageGeometry) -> None:
-    """Stop where a pixel is outside the image or of what the test pipeline keeps."""
-    left, top, right, bottom = geometry.visible
-    x, y = point
-    if not (left <= x + 0.5 < right and top <= y + 0.5 < bottom):
-        raise UserError(
-            f'--points {x},{y} is outside of what the model sees: '
-            f'X from {left:.0f} to {right - 1:.0f}, Y from {top:.0f} to {bottom - 1:.0f}'
-        )
-
-
-def plain(value: Any) -> Any:
-    """What JSON can hold, numbers with 6 significant digits."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [plain(inner) for inner in value]
-    return float(f'{value:.6g}') if isinstance(value, (float, np.floating)) else value
+    if points is None:
+        quarters = [(x, y) for y in (0.25, 0.75) for x in (0.25, 0.75)]
+        return [
+            (int(left + (right - left) * x), int(top + (bottom - top) * y)) for x, y in quarters
+        ]
+    for x, y in points:
+        if not (left <= x + 0.5 < right and top <= y + 0.5 < bottom):
+            raise UserError(
+                f'--points {x},{y} is outside of what the model sees: '
+                f'X from {left:.0f} to {right - 1:.0f}, Y from {top:.0f} to {bottom - 1:.0f}'
+            )
+    return list(dict.fromkeys(points))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

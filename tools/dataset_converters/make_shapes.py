@@ -12,23 +12,18 @@ The layouts, and how mmpretrain, mmdet and mmseg load them: ``mmlavit/datasets/s
 import json
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from mmlavit.cli.launch import run_tool
 from mmlavit.cli.parsers import LineParser
-from mmlavit.datasets.shapes import LAYOUTS, MANIFEST, ShapesSpec, manifest, write_shapes
+from mmlavit.datasets.shapes import MANIFEST, ShapesSpec, manifest, write_shapes
 from mmlavit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-HELP = {
-    'seed': 'seed of all images',
-    'num_classification': 'number of classification images',
-    'num_scenes': 'number of scenes for detection and segmentation',
-    'classification_size': 'side of the classification images in pixels',
-    'scene_size': 'side of the scenes in pixels',
+COUNTED = {
+    'classification': 'classification images',
+    'scenes': 'scenes for detection and segmentation',
 }
 
 
@@ -41,91 +36,57 @@ def build_parser() -> LineParser:
         default=(Path() if ROOT.name == '.mim' else ROOT) / 'data' / 'shapes',
         help='folder to write (%(default)s)',
     )
-    for name, value in asdict(ShapesSpec()).items():
-        splits: dict[str, Any] = {}
-        if isinstance(value, tuple):
-            splits = {'nargs': 2, 'metavar': ('TRAIN', 'VAL')}
+    parser.add_argument('--seed', type=int, default=0, help='seed of all images (%(default)s)')
+    for name, text in COUNTED.items():
         parser.add_argument(
-            '--' + name.replace('_', '-'),
+            f'--num-{name}',
+            nargs=2,
             type=int,
-            default=value,
-            help=f'{HELP[name]} (%(default)s)',
-            **splits,
+            metavar=('TRAIN', 'VAL'),
+            default=getattr(ShapesSpec, f'num_{name}'),
+            help=f'number of {text} (%(default)s)',
         )
-    parser.add_argument(
-        '--overwrite',
-        action='store_true',
-        help='replace --out where it holds Shapes and nothing else',
-    )
     return parser
 
 
-def is_in_place(out: Path, spec: ShapesSpec, overwrite: bool) -> bool:
-    """Whether ``out`` holds the data set of ``spec`` and may stay.
+def is_in_place(out: Path, spec: ShapesSpec) -> bool:
+    """Whether ``out`` holds the data set of ``spec``.
 
     Raises:
-        UserError: If ``out`` holds something else that may not be replaced.
+        UserError: If ``out`` holds anything else.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f'{out} is a file, expected a folder. Choose another --out.')
-    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    if not names:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     wanted = json.loads(json.dumps(manifest(spec)))
     try:
-        found = json.loads((out / MANIFEST).read_text())
-        is_shapes = found['dataset'] == 'shapes'
-    except (OSError, ValueError, TypeError, KeyError):
-        is_shapes = False
-    others = [name for name in names if name not in (MANIFEST, *LAYOUTS)]
-    if not is_shapes:
-        problem = f'no Shapes but {", ".join(names[:5])} ({len(names)} entries)'
-    elif found == wanted and not overwrite:
-        return True
-    elif others:
-        problem = f'more than Shapes: {", ".join(others[:5])} ({len(others)} other entries)'
-    elif overwrite:
-        return False
+        found = json.loads((out / MANIFEST).read_text('utf-8'))
+        differing = [key for key in wanted if found.get(key) != wanted[key]]
+    except (OSError, ValueError, AttributeError):
+        problem = 'is there, and is no folder of Shapes'
     else:
-        problem = 'Shapes with ' + '; '.join(
-            f'{key} {found.get(key)}, expected {key} {value}'
-            for key, value in wanted.items()
-            if found.get(key) != value
-        )
-    raise UserError(
-        f'{out} holds {problem}. Nothing was written. Choose another --out, or --overwrite, '
-        'which replaces a folder that holds Shapes and nothing else.'
-    )
-
-
-def replace(out: Path, spec: ShapesSpec) -> None:
-    """Write a complete data set to ``out``; when interrupted, leave it as it was."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f'.{out.name}-', dir=out.parent) as scratch:
-        root = Path(scratch) / out.name
-        write_shapes(root, spec)
-        if out.exists():
-            out.rename(Path(scratch) / 'replaced')
-        root.rename(out)
+        if not differing:
+            return True
+        pairs = [f'{key} {found.get(key)}, expected {key} {wanted[key]}' for key in differing]
+        problem = f'holds Shapes with {"; ".join(pairs)}'
+    raise UserError(f'{out} {problem}. Nothing was written: remove it, or choose another --out.')
 
 
 def make_shapes(args: Namespace) -> None:
-    """Write the data set, unless it is there.
+    """Write the data set, unless it is there; when interrupted, leave nothing.
 
     Raises:
         UserError: If a setting is out of range, or the folder may not or cannot be written.
     """
-    # Behind a link, the folder to replace and its neighbour of the same disk are the target's.
-    out = args.out.expanduser().resolve()
-    values: dict[str, Any] = {name: getattr(args, name) for name in HELP}
-    for name in ('num_classification', 'num_scenes'):
-        values[name] = tuple(values[name])
+    out = args.out.expanduser().resolve()  # behind a link: a neighbour is on the same disk
     try:
-        spec = ShapesSpec(**values)
-        if is_in_place(out, spec, args.overwrite):
+        spec = ShapesSpec(args.seed, tuple(args.num_classification), tuple(args.num_scenes))
+        if is_in_place(out, spec):
             print(f'{out} already holds Shapes with these settings: left in place.')
             return
-        replace(out, spec)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f'.{out.name}-', dir=out.parent) as scratch:
+            write_shapes(Path(scratch) / out.name, spec)
+            (Path(scratch) / out.name).rename(out)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     print(f'Shapes with seed {spec.seed} written to {out}:')

@@ -89,33 +89,22 @@ def build_parser() -> LineParser:
     parser.add_argument('config', help='config file of mmpretrain, mmdet or mmseg')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument('--out', type=Path, required=True, help='file to write, as model.onnx')
-    parser.add_argument('--overwrite', action='store_true', help='replace --out if it exists')
     add_shape(parser)
-    parser.add_argument('--dynamic-batch', action='store_true', help='take any number of images')
-    parser.add_argument(
-        '--dynamic-size',
-        action='store_true',
-        help='take images of any size; --shape is an example. Not for segmentors as a whole',
-    )
-    parser.add_argument(
-        '--backbone-only', action='store_true', help='leave the heads out, and return maps'
-    )
-    parser.add_argument(
-        '--argmax', action='store_true', help='return the class of each pixel; segmentors'
-    )
+    for name, text in (
+        ('--overwrite', 'replace --out if it exists'),
+        ('--dynamic-batch', 'take any number of images'),
+        ('--dynamic-size', 'take images of any size; of segmentors only with --backbone-only'),
+        ('--backbone-only', 'leave the heads out, and return maps'),
+        ('--argmax', 'return the class of each pixel; segmentors'),
+    ):
+        parser.add_argument(name, action='store_true', help=text)
     parser.add_cfg_options()
     parser.add_trust_checkpoint()
     return parser
 
 
 def export(args: Namespace) -> None:
-    """Export as the arguments say.
-
-    Raises:
-        UserError: If the arguments do not fit, a package or file is missing, or the checkpoint does
-            not belong to the model.
-        SystemExit: With code 1, if the graph cannot be made or does not compute the same.
-    """
+    """Export as the arguments say; exit with 1 if the graph does not compute the same."""
     check_packages()
     if args.out.is_dir() or (args.out.exists() and not args.overwrite):
         raise UserError(f'--out {str(args.out)!r} exists; --overwrite replaces a file')
@@ -140,11 +129,7 @@ def export(args: Namespace) -> None:
 
 
 def check_options(args: Namespace, scope: str) -> None:
-    """Stop where options do not fit the toolbox of the config.
-
-    Raises:
-        UserError: If they do not.
-    """
+    """Raise a ``UserError`` where options do not fit the toolbox of the config."""
     if scope == 'mmdet' and not args.backbone_only:
         raise UserError(
             'the heads of a detector are not exported: proposals, RoIAlign and NMS keep as many '
@@ -175,8 +160,8 @@ def describe(cfg: Config, metainfo: dict[str, Any]) -> dict[str, str]:
     """What a user of the file must know, as JSON texts by name."""
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     normalization = {key: preprocessor[key] for key in NORMALIZATION if key in preprocessor}
-    classes = list(metainfo.get('classes') or [])
-    return {'normalization': json.dumps(normalization), 'classes': json.dumps(classes)}
+    classes = json.dumps(list(metainfo.get('classes') or []))
+    return {'normalization': json.dumps(normalization), 'classes': classes}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

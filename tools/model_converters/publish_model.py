@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmlavit.atomic_backend import AtomicBackend
 from mmlavit.checkpoints import read_checkpoint
+from mmlavit.checks.datasets import listing
 from mmlavit.cli.launch import run_tool
 from mmlavit.cli.parsers import LineParser
 from mmlavit.errors import UserError
@@ -43,15 +43,11 @@ def build_parser() -> LineParser:
 
 
 def publish(args: Namespace) -> None:
-    """Publish as the arguments say.
-
-    Raises:
-        UserError: If the file is no checkpoint, or the published file cannot be written.
-    """
+    """Publish as the arguments say."""
     source = Path(args.checkpoint).expanduser()
     checkpoint = read_checkpoint(str(source))
     target = args.out or source.parent
-    content = serialize(slim(checkpoint), target.suffix)
+    content = serialize({key: checkpoint.get(key) or {} for key in KEPT}, target.suffix)
     if target.suffix not in FILE_SUFFIXES:
         digest = hashlib.sha256(content).hexdigest()[:8]
         stem = source.stem
@@ -62,33 +58,19 @@ def publish(args: Namespace) -> None:
     classes = (meta.get('dataset_meta') or {}).get('classes')
     dropped = [key for key in checkpoint if key not in KEPT]
     print(f'kept: state_dict ({len(checkpoint["state_dict"])} entries), meta ({", ".join(meta)})')
-    print(f'classes: {_listing(classes) if classes else "none, the checkpoint does not name them"}')
+    print(
+        f'classes: {listing(classes, 5) if classes else "none, the checkpoint does not name them"}'
+    )
     print(f'dropped: {", ".join(dropped) or "nothing"}')
-    print(f'size: {_megabytes(source.stat().st_size)} -> {_megabytes(len(content))}')
+    before, after = (size / 2**20 for size in (source.stat().st_size, len(content)))
+    print(f'size: {before:.1f} MiB -> {after:.1f} MiB')
     print(f'{"written" if written else "already there"}: {target}')
-
-
-def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Keep the weights and the meta information.
-
-    Args:
-        checkpoint: What the file holds, tensors on the CPU. Its state dict is changed in place: a
-            tensor that is part of a larger storage gets its own, since a storage is saved whole.
-    """
-    state_dict = checkpoint['state_dict']
-    for key, value in state_dict.items():
-        if isinstance(value, Tensor):
-            shares = value.untyped_storage().nbytes() > value.nbytes
-            state_dict[key] = value.detach().clone() if shares else value.detach()
-    return {'meta': checkpoint.get('meta') or {}, 'state_dict': state_dict}
 
 
 def serialize(checkpoint: dict[str, Any], suffix: str = '.pth') -> bytes:
     """Save a checkpoint to bytes, which unlike a file do not depend on the file's name.
 
-    Args:
-        checkpoint: What :func:`slim` returned.
-        suffix: ``'.safetensors'`` for that format, which keeps the meta information as JSON.
+    The suffix ``'.safetensors'`` asks for that format, which keeps the meta information as JSON.
 
     Raises:
         UserError: If safetensors cannot hold an entry.
@@ -113,17 +95,10 @@ def serialize(checkpoint: dict[str, Any], suffix: str = '.pth') -> bytes:
 
 
 def write_once(path: Path, content: bytes) -> bool:
-    """Write a file completely or not at all, and never over a different one.
-
-    Args:
-        path: The file; missing folders are made.
-        content: What it shall hold.
-
-    Returns:
-        Whether it was written, False where the same file is already there.
+    """Write a file completely or not at all; return whether the same was not there already.
 
     Raises:
-        UserError: If a different file is there, or the file cannot be written.
+        UserError: If a different file is there.
     """
     if path.exists():
         if path.is_file() and path.read_bytes() == content:
@@ -131,15 +106,6 @@ def write_once(path: Path, content: bytes) -> bool:
         raise UserError(f'{str(path)!r} exists and differs from what would be written')
     AtomicBackend().put(content, path)
     return True
-
-
-def _listing(names: Sequence[str], most: int = 5) -> str:
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return f'{", ".join(map(str, names[:most]))}{more}'
-
-
-def _megabytes(size: int) -> str:
-    return f'{size / 2**20:.1f} MiB'
 
 
 def main(argv: Sequence[str] | None = None) -> None:

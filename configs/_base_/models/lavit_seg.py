@@ -1,13 +1,17 @@
 # What UperNet and Semantic FPN share. No weights are published: `checkpoint` is where pre-training
 # leaves its own; init_cfg=None trains from scratch.
 #
-# mmseg's visualization_cam.py looks for mean and std here.
-data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+# mmseg's visualization_cam.py looks for mean and std at the top.
+data_preprocessor = dict(
+    type='SegDataPreProcessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    size=(512, 512),
+)
 model = dict(
     type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor', bgr_to_rgb=True, size=(512, 512), **data_preprocessor
-    ),
+    data_preprocessor=data_preprocessor,
     backbone=dict(
         type='mmlavit.LaViT',
         arch='small',
