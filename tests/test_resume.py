@@ -66,6 +66,16 @@ def test_iterations_are_passed_over_without_loading(sampler: type) -> None:
 
 
 @pytest.mark.usefixtures('isolated')
+@pytest.mark.parametrize('config', ['cls.py', 'seg.py'])
+def test_a_batch_that_never_fills_stops_the_run(config: str, fails: Run) -> None:
+    """mmengine would train nothing, or look for a batch forever."""
+    options = ['train_dataloader.batch_size=100', 'train_dataloader.drop_last=True']
+    options.append('train_dataloader.sampler.type=DefaultSampler')
+    message = fails(TRAIN, config, '--cfg-options', *options)
+    assert 'train_dataloader gives no batch' in message
+
+
+@pytest.mark.usefixtures('isolated')
 def test_weights_and_stale_pointers_cannot_be_resumed(checkpoint: str, fails: Run) -> None:
     """One message says what is missing, and how to start from the weights instead."""
     message = fails(TRAIN, 'cls.py', '--resume', checkpoint)

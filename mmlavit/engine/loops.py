@@ -12,11 +12,16 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from mmlavit.datasets.guarded import GuardedDataset
+from mmlavit.errors import UserError
 from mmlavit.registry import LOOPS
 
 __all__ = ['ResumableEpochLoop', 'ResumableIterLoop']
 
 PROGRESS = 'epoch_progress'
+NO_BATCH = (
+    'train_dataloader gives no batch: its drop_last is True, and a process has fewer samples than '
+    'batch_size'
+)
 
 
 class _SeededLoop(BaseLoop):
@@ -50,8 +55,14 @@ class ResumableEpochLoop(_SeededLoop, EpochBasedTrainLoop):
         self.dataloader = _seeded(self.dataloader, self.runner, _Batches)
 
     def run_epoch(self) -> None:
-        """Train what is left of an epoch."""
+        """Train what is left of an epoch.
+
+        Raises:
+            UserError: If an epoch has no batch, with which mmengine would train nothing.
+        """
         hub, length = self.runner.message_hub, len(self.dataloader)
+        if not length:
+            raise UserError(NO_BATCH)
         done, of = hub.get_info(PROGRESS, (0, length))
         done = done * length // of
         if done:
@@ -114,11 +125,14 @@ class _EndlessBatches(_Batches):
         for self.epoch in count():
             if self.epoch and hasattr(self.sampler, 'set_epoch'):
                 self.sampler.set_epoch(self.epoch)
+            number = None
             for number, batch in enumerate(self.batch_sampler):
                 if left:
                     left -= 1
                 else:
                     yield self._seeded(number, batch)
+            if number is None:
+                raise UserError(NO_BATCH)
 
 
 class _DataIterator:

@@ -143,6 +143,8 @@ def _build_dataset(config: Any) -> Any:
     if hasattr(dataset, 'full_init'):
         dataset.full_init()
     if hasattr(dataset, '__len__') and not len(dataset):
+        if not isinstance(config, dict):
+            raise UserError(f'{type(dataset).__name__} has no samples')
         while 'dataset' in config:
             config = config['dataset']
         names = ('data_root', 'ann_file', 'data_prefix', 'img_suffix', 'filter_cfg')
