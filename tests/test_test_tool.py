@@ -14,6 +14,11 @@ from PIL import Image
 TEST = load_tool('test')
 MASK_RCNN = str(ROOT / 'configs/shapes/mask-rcnn_lavit-nano_shapes.py')
 TRAIN_FILE = 'shapes/coco/annotations/instances_train2017.json'
+VAL_FILE = 'shapes/coco/annotations/instances_val2017.json'
+SHAPES = (
+    *('--cfg-options', 'test_dataloader.dataset.data_root=shapes/coco'),
+    f'test_evaluator.ann_file={VAL_FILE}',
+)
 
 pytestmark = pytest.mark.usefixtures('isolated')
 
@@ -66,10 +71,9 @@ def test_tta_of_a_segmentor_uses_scales_and_flips(run: Run) -> None:
 
 def test_tta_of_a_detector_flips(run: Run) -> None:
     """RetinaNet has no augmentation of its own; boxes of the mirror image lie in the image."""
-    file = 'shapes/coco/annotations/instances_val2017.json'
     run_with_and_without_tta(
         *(run, 'retinanet_lavit-nano_shapes.py', '.pkl', 'model.test_cfg.score_thr=0.0'),
-        *('test_dataloader.dataset.data_root=shapes/coco', f'test_evaluator.ann_file={file}'),
+        *('test_dataloader.dataset.data_root=shapes/coco', f'test_evaluator.ann_file={VAL_FILE}'),
     )
     plain, tta = (
         [image['pred_instances']['bboxes'] for image in predictions(f'{name}.pkl')]
@@ -110,13 +114,13 @@ def test_wrong_checkpoint_is_refused(checkpoint: str, fails: Run) -> None:
         (('seg.py', 'cls.pth', '--out', 'x.pkl'), 'mmseg writes PNG files'),
         (('cls.py', 'cls.pth', '--out-item', 'pred'), '--out-item needs --out'),
         (('seg.py', 'cls.pth', '--tta'), 'seg.py has no tta_model, tta_pipeline'),
-        ((MASK_RCNN, 'cls.pth', '--tta'), 'merges boxes only, and this model has masks'),
+        ((MASK_RCNN, 'cls.pth', '--tta', *SHAPES), 'merges boxes only, and this model has masks'),
         (('cls.py', 'cls.pth', '--tta', '--show-dir', 'x'), 'cannot paint augmented images'),
         (('det.py', 'cls.pth', '--show', '--interval', '2'), 'paints every test image'),
         (
             ('det.py', 'cls.pth', '--cfg-options', f'test_evaluator.ann_file={TRAIN_FILE}'),
             f'test_evaluator: ann_file is {TRAIN_FILE!r}, expected that of test_dataloader, '
-            "'shapes/coco/annotations/instances_val2017.json'",
+            f'{VAL_FILE!r}',
         ),
         (
             ('det.py', 'cls.pth', '--cfg-options', 'test_evaluator.ann_file=none.json'),
