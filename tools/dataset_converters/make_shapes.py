@@ -10,17 +10,16 @@ The layouts, and how mmpretrain, mmdet and mmseg load them: ``mmlavit/datasets/s
 """
 
 import json
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from mmlavit.cli.converters import new_folder, output_parser
 from mmlavit.cli.launch import run_tool
 from mmlavit.cli.parsers import LineParser
 from mmlavit.datasets.shapes import MANIFEST, ShapesSpec, manifest, write_shapes
 from mmlavit.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNTED = {
     'classification': 'classification images',
     'scenes': 'scenes for detection and segmentation',
@@ -29,13 +28,7 @@ COUNTED = {
 
 def build_parser() -> LineParser:
     """Describe the command line."""
-    parser = LineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default=(Path() if ROOT.name == '.mim' else ROOT) / 'data' / 'shapes',
-        help='folder to write (%(default)s)',
-    )
+    parser = output_parser(__doc__, 'shapes')
     parser.add_argument('--seed', type=int, default=0, help='seed of all images (%(default)s)')
     for name, text in COUNTED.items():
         parser.add_argument(
@@ -77,16 +70,14 @@ def make_shapes(args: Namespace) -> None:
     Raises:
         UserError: If a setting is out of range, or the folder may not or cannot be written.
     """
-    out = args.out.expanduser().resolve()  # behind a link: a neighbour is on the same disk
+    out = args.out.expanduser().resolve()
     try:
         spec = ShapesSpec(args.seed, tuple(args.num_classification), tuple(args.num_scenes))
         if is_in_place(out, spec):
             print(f'{out} already holds Shapes with these settings: left in place.')
             return
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f'.{out.name}-', dir=out.parent) as scratch:
-            write_shapes(Path(scratch) / out.name, spec)
-            (Path(scratch) / out.name).rename(out)
+        with new_folder(out) as folder:
+            write_shapes(folder, spec)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     print(f'Shapes with seed {spec.seed} written to {out}:')
