@@ -27,6 +27,22 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAIN_IMAGES, TEST_IMAGES = 12, 6
 TRAIN_SCENES, TEST_SCENES = 4, 2
 
+# the layouts of configs/real_data, and what of Shapes stands for their files in the tests
+REAL_DATA = {
+    'cifar10/train': 'classification/train',
+    'cifar10/test': 'classification/val',
+    'bccd/train': 'coco/train2017',
+    'bccd/test': 'coco/val2017',
+    'bccd/train.json': 'coco/annotations/instances_train2017.json',
+    'bccd/test.json': 'coco/annotations/instances_val2017.json',
+    'camvid/images/train': 'ade20k/images/training',
+    'camvid/images/val': 'ade20k/images/validation',
+    'camvid/images/test': 'ade20k/images/validation',
+    'camvid/masks/train': 'ade20k/annotations/training',
+    'camvid/masks/val': 'ade20k/annotations/validation',
+    'camvid/masks/test': 'ade20k/annotations/validation',
+}
+
 Run = Callable[..., str]
 
 # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
@@ -36,9 +52,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small copy of Shapes: a handful of images a split."""
+    """A small copy of Shapes: a handful of images a split, in the layouts of photographs, too."""
     root = tmp_path_factory.mktemp('data') / 'shapes'
     write_shapes(root, ShapesSpec(num_classification=(6, 3), num_scenes=(4, 2)))
+    for link, target in REAL_DATA.items():
+        (root / link).parent.mkdir(parents=True, exist_ok=True)
+        (root / link).symlink_to(root / target)
     return root
 
 

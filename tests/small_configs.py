@@ -1,5 +1,7 @@
 """Configs of the repository, cut down to an iteration on a handful of images."""
 
+from pathlib import Path
+
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -12,15 +14,18 @@ def load(path, shapes, tmp_path):
     cfg.launcher = 'none'
     cfg.model.backbone.update(drop_path_rate=0.0, init_cfg=None)
     layout = {'mmpretrain': 'classification', 'mmdet': 'coco', 'mmseg': 'ade20k'}[cfg.default_scope]
+    data_root = Path(cfg.val_dataloader.dataset.data_root)
+    folder = shapes / data_root.name
+    folder = folder if folder.is_dir() else shapes / layout
     for name in ('train', 'val', 'test'):
         loader = cfg[f'{name}_dataloader']
         loader.update(batch_size=2, num_workers=0, persistent_workers=False)
-        loader.dataset.update(data_root=str(shapes / layout), indices=2)
+        loader.dataset.update(data_root=str(folder), indices=2)
         if layout == 'classification':
-            loader.dataset.pop('split', None)
-            loader.dataset.update(
-                type='CustomDataset', data_prefix='train' if name == 'train' else 'val'
-            )
+            if loader.dataset.pop('split', None):  # of ImageNet, whose validation has no folders
+                loader.dataset.update(
+                    type='CustomDataset', data_prefix='train' if name == 'train' else 'val'
+                )
         elif layout == 'coco':
             loader.dataset.metainfo = dict(classes=('circle', 'square', 'triangle'))
         else:
@@ -30,8 +35,8 @@ def load(path, shapes, tmp_path):
         preprocessor.num_classes = cfg.model.head.num_classes = 3
         cfg.val_evaluator.topk = cfg.test_evaluator.topk = 1
     if layout == 'coco':
-        annotations = str(shapes / 'coco/annotations/instances_val2017.json')
-        cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = annotations
+        for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+            evaluator.ann_file = str(folder / Path(evaluator.ann_file).relative_to(data_root))
         shrink(cfg.train_dataloader.dataset.pipeline)
         shrink(cfg.test_dataloader.dataset.pipeline)
         shrink(cfg.val_dataloader.dataset.pipeline)

@@ -51,7 +51,7 @@ def test_every_config_trains_validates_and_tests(
     """Each key of the config is read on the way, and none is deprecated."""
     cfg = load_as_nano(path, shapes, tmp_path)
     small = path.with_name(re.sub('-(tiny|base)', '-small', path.name))
-    if path != small:  # one recipe in several sizes is trained once
+    if path != small and small in CONFIGS:  # one recipe in several sizes is trained once
         assert cfg.to_dict() == load_as_nano(small, shapes, tmp_path).to_dict()
         return
     read: set[str] = set()
