@@ -3,10 +3,13 @@
 import importlib
 import json
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
 from conftest import ROOT, forget_runs
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
 
 from mmlavit.apis.complexity import multiply_adds
 from mmlavit.models import LaViT, diagonality_loss
@@ -166,3 +169,44 @@ def test_wrong_options_end_in_one_message(benchmark, fails, argv, expected):
     """Nothing is measured before all options are known to fit."""
     small = (*TINY, '--sizes', '32', '--mode', 'forward', '--peers')
     assert expected in fails(benchmark('speed'), *small, *argv)
+
+
+@pytest.mark.parametrize('task', ['cifar10', 'bccd', 'camvid'])
+def test_peers_of_one_size_fit_the_models_of_photographs(benchmark, task, shapes, tmp_path):
+    """All within 15 % of LaViT's parameters, and with maps that neck and head take."""
+    tasks, models = benchmark('real_data'), benchmark('real_data_models')
+    args = tasks.parse_args([task, '--data', str(shapes), '--out', str(tmp_path)])
+    reference = None
+    for name in models.ALL:
+        cfg = tasks.make_config(tasks.Run(task, 'scratch', name, 1e-3, 0), args)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            model = MODELS.build(cfg.model)
+        size = sum(p.numel() for p in model.backbone.parameters())
+        reference = reference or size
+        assert 0.85 * reference < size < 1.15 * reference, name
+        assert model.extract_feat(torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.slow
+def test_photographs_are_learnt_once(benchmark, tmp_path, monkeypatch, capsys):
+    """Each rate trains once, the best one with all seeds, and what is there is not run again."""
+    tasks = benchmark('real_data')
+    few_rates = tasks.TASKS['cifar10']._replace(rates=(1e-3,))
+    monkeypatch.setitem(tasks.TASKS, 'cifar10', few_rates)
+    for split, i in product(('train', 'test'), range(10)):
+        folder = tmp_path / 'cifar10' / split / f'class {i}'
+        folder.mkdir(parents=True)
+        Image.new('RGB', (32, 32), (20 * i, 0, 0)).save(folder / '0.png')
+    kept, drawn = tmp_path / 'found.json', tmp_path / 'curves.png'
+    argv = ['cifar10', '--data', str(tmp_path), '--out', str(tmp_path / 'runs'), '--models',
+            'resnet-18', '--seeds', '0', '--json', str(kept), '--png', str(drawn)]  # fmt: skip
+    tasks.main(argv)
+    *_, row = json.loads(kept.read_text())['rows']
+    assert [int(epoch) for epoch in row['curve']] == list(range(1, 11))
+    assert f'{row["parameters"] / 1e6:.2f} M' in capsys.readouterr().out
+    (result,) = (tmp_path / 'runs').glob('*/*/result.json')
+    written = result.stat().st_mtime_ns
+    tasks.main(argv)
+    assert result.stat().st_mtime_ns == written
+    assert f'| {row["test"]:.2f} |' in capsys.readouterr().out
+    assert drawn.stat().st_size
