@@ -1,5 +1,7 @@
 """Attention maps are those of the pass, which does not notice; and what is measured on them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from mmlavit.visualization.attention_maps import (
 )
 from mmlavit.visualization.attention_measures import (
     diagonality_terms,
+    entropy,
     similarity_matrix,
 )
 
@@ -155,3 +158,15 @@ def test_terms_are_those_of_the_loss(windows):
         for head in pairs
     ]
     torch.testing.assert_close(symmetry, torch.stack(by_hand).mean())
+
+
+@some_windows
+def test_entropy_is_between_one_token_and_all(windows):
+    """By hand; padding counts as nothing."""
+    logits = logits_of(windows)
+    rows = [pairs.softmax(-1) for pairs in valid_pairs(logits, windows) if pairs.shape[-1] > 1]
+    by_hand = [-(p * p.log()).sum(-1).mean() / math.log(p.shape[-1]) for p in rows]
+    torch.testing.assert_close(entropy(make_layer(logits, windows)), torch.stack(by_hand).mean())
+    assert entropy(make_layer(0 * logits, windows)) == pytest.approx(1)
+    own = torch.eye(9).expand_as(logits)
+    assert entropy(make_layer(99 * own, windows)) == pytest.approx(0, abs=1e-5)

@@ -16,7 +16,7 @@ from mmlavit.engine import DiagonalityHook
 from mmlavit.errors import UserError
 
 TRAIN = load_tool('train')
-ENDS = ('diagonality', 'symmetry')
+ENDS = ('diagonality', 'symmetry', 'entropy')
 
 
 def write_config(shapes: Path, more: str) -> None:

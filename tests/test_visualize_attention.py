@@ -59,7 +59,7 @@ def test_tool_serves_three_toolboxes(draw, config: str):
     stages = (2, 3) if config == CLASSIFIER else (2,)  # figures take their time
     options = ('--points', '20,30', '--stages', *map(str, stages))
     found, numbers = draw(model, *options, folder=CONFIGS[config])
-    names = {'diagonality', 'saturation', 'similarity', 'transforms'}
+    names = {'diagonality', 'entropy', 'saturation', 'similarity', 'transforms'}
     names |= {f'{name}_stage{m}' for m in stages for name in ('transforms', 'attention_x20_y30')}
     assert found == names
     for path in Path('out').glob('*.png'):
@@ -88,7 +88,7 @@ def test_two_models_side_by_side(draw):
     """Named by their kinds, or by their configs; a stage of one vanilla layer has fewer figures."""
     options = ('--stages', '1', '--points', '20,30', '--overwrite', '--compare')
     found, numbers = draw(save_model('model'), *options, *save_model('all', less_attention=False))
-    assert found == {'diagonality', 'attention_x20_y30_stage1'}
+    assert found == {'diagonality', 'entropy', 'attention_x20_y30_stage1'}
     assert list(numbers['models']) == ['LaViT', 'all-VA']
     options = ('--stages', '3', *options[2:])
     found, numbers = draw(['model.py', 'model.pth'], *options, *save_model('other'))

@@ -30,6 +30,7 @@ def draw_reports(reports: Mapping[str, AttentionReport]) -> dict[str, Figure]:
     """
     names = {'diagonality': 'diagonality term', 'symmetry': 'symmetry term'}
     figures = {'diagonality.png': _draw_curves(reports, names)}
+    figures['entropy.png'] = _draw_curves(reports, {'entropy': 'entropy of attention'})
     stages = sorted({m for r in reports.values() for m, s in r.similarity.items() if len(s) > 1})
     if stages:
         names = {'similarity_to_previous': 'similarity to layer before'}

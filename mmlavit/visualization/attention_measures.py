@@ -16,6 +16,7 @@ from .attention_maps import attention_of
 __all__ = [
     'AttentionReport',
     'diagonality_terms',
+    'entropy',
     'identity_distance',
     'measure_attention',
     'similarity_matrix',
@@ -50,6 +51,21 @@ def diagonality_terms(layer: LayerTrace) -> tuple[Tensor, Tensor]:
     """
     asymmetry, excess = ops.diagonality(layer.logits, layer.windows, 'hinge')
     return excess, asymmetry
+
+
+@torch.no_grad()
+def entropy(layer: LayerTrace) -> Tensor:
+    """How evenly tokens attend: the entropy of each row over the most that it can have.
+
+    Returns:
+        A scalar from 0, where each token attends to one, to 1, where it attends to all alike. It is
+        averaged over tokens, windows and heads; a window of one valid token does not count, and a
+        map that has no other gives 1.
+    """
+    attention = attention_of(layer)
+    count = attention.sum((-2, -1)).round()  # valid tokens, (groups, heads)
+    found = (torch.special.entr(attention).sum((-2, -1)) / count / count.log())[count > 1]
+    return found.mean() if len(found) else attention.new_ones(())
 
 
 def identity_distance(deviation: Tensor) -> Tensor:
@@ -98,6 +114,7 @@ def measure_attention(backbone: LaViT, layers: Sequence[LayerTrace]) -> Attentio
             'tokens_per_window': tokens,
             'diagonality': float(diagonality),
             'symmetry': float(symmetry),
+            'entropy': float(entropy(layer)),
         }
         if layer.layer > 1:
             matrix = similarity[layer.stage]

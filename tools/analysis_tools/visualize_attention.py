@@ -6,6 +6,7 @@
   similarity.png              similarity of the attention of all pairs of layers, a matrix a stage
   saturation.png              the same from each layer to the next, as a curve
   diagonality.png             the two terms of the diagonality-preserving loss, layer by layer
+  entropy.png                 how evenly tokens attend, layer by layer: 1 is to all alike
   transforms.png              distance of each Theta and Psi from the identity
   transforms_stageM.png       what they add to the identity; of a second model, ..._second.png
   attention.json              the numbers

@@ -17,6 +17,7 @@ from mmlavit.registry import HOOKS
 from mmlavit.visualization.attention_maps import find_backbone
 from mmlavit.visualization.attention_measures import (
     diagonality_terms,
+    entropy,
     identity_distance,
     similarity_matrix,
 )
@@ -26,7 +27,7 @@ __all__ = ['DiagonalityHook']
 
 @HOOKS.register_module()
 class DiagonalityHook(Hook):
-    """Log diagonality, symmetry and saturation of the attention, stage by stage.
+    """Log diagonality, symmetry, entropy and saturation of the attention, stage by stage.
 
     One line in any config turns it on::
 
@@ -36,6 +37,8 @@ class DiagonalityHook(Hook):
 
     - ``attention/stage{m}/diagonality`` and ``.../symmetry``: the two terms of the
       diagonality-preserving loss, averaged over all layers of the stage; 0 at best
+    - ``attention/stage{m}/entropy``: 1 where each token attends to all of its window alike, 0 where
+      it attends to one; averaged over all layers of the stage
     - ``attention/stage{m}/saturation``: similarity of each layer's attention to that of the layer
       before, averaged over the stage; from two layers on
     - ``attention/stage{m}/theta_distance`` and ``.../psi_distance``: relative distance of the
@@ -105,6 +108,7 @@ class DiagonalityHook(Hook):
         diagonality, symmetry = diagonality_terms(layer)
         self._values[f'{prefix}/diagonality'].append(diagonality)
         self._values[f'{prefix}/symmetry'].append(symmetry)
+        self._values[f'{prefix}/entropy'].append(entropy(layer))
         if layer.layer > 1:
             assert self._previous is not None
             similarity = similarity_matrix([self._previous, layer])
