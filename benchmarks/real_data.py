@@ -138,7 +138,7 @@ def make_config(run: Run, args: argparse.Namespace) -> Config:
         cfg.model.head.in_channels = channels[-1]
     else:
         cfg.model.neck.in_channels = channels
-    hook = dict(type='mmlavit.DiagonalityLossHook', form=model.diagonality)
+    hook = dict(type='mmlavit.DiagonalityLossHook', **(model.diagonality or {}))
     cfg.custom_hooks = [hook] if model.diagonality else []
     cfg.custom_imports = dict(imports=['real_data_models'])
     if args.data is not None:

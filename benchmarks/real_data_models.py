@@ -21,20 +21,21 @@ class Model(NamedTuple):
     Attributes:
         backbone: What to build.
         channels: Those of its four maps.
-        diagonality: The form of the diagonality-preserving (DP) loss, if there is one.
+        diagonality: Options of the diagonality-preserving (DP) loss; None: there is none.
         rate_of: The model whose learning rate it takes; an empty name: it has a sweep of its own.
     """
 
     backbone: dict[str, Any]
     channels: tuple[int, int, int, int] = (32, 64, 128, 256)
-    diagonality: str = ''
+    diagonality: dict[str, Any] | None = None
     rate_of: str = ''
 
 
+HINGE = dict(form='hinge')
 NANO = dict(type='mmlavit.LaViT', arch='nano')
 # within 15 % of LaViT-nano's 1.47 M parameters, none with stochastic depth
 PEERS = {
-    'lavit': Model(NANO, diagonality='hinge'),
+    'lavit': Model(NANO, diagonality=HINGE),
     'all-va': Model(dict(NANO, less_attention=False)),
     'swin': Model(
         dict(
@@ -62,10 +63,21 @@ PEERS = {
     ),
 }
 ABLATIONS = {
-    'no-ar': Model(dict(NANO, attention_residual=False), diagonality='hinge', rate_of='lavit'),
+    'no-ar': Model(dict(NANO, attention_residual=False), diagonality=HINGE, rate_of='lavit'),
     'no-dp': Model(NANO, rate_of='lavit'),
-    'dp-linear': Model(NANO, diagonality='linear', rate_of='lavit'),
+    'dp-0.1': Model(NANO, diagonality=dict(HINGE, loss_weight=0.1), rate_of='lavit'),
+    'dp-0.01': Model(NANO, diagonality=dict(HINGE, loss_weight=0.01), rate_of='lavit'),
+    'dp-linear': Model(NANO, diagonality=dict(form='linear'), rate_of='lavit'),
     # at 64x64, stage 2 has 8x8 tokens, and stages 3 and 4 lie in one window anyway
-    'global': Model(dict(NANO, window_size=(7, 8, 7, 7)), diagonality='hinge', rate_of='lavit'),
+    'global': Model(dict(NANO, window_size=(7, 8, 7, 7)), diagonality=HINGE, rate_of='lavit'),
 }
-ALL = PEERS | ABLATIONS
+# Start values, and windows without padding. None of them has the DP loss.
+XAVIER = dict(NANO, init_cfg=dict(type='Xavier', layer='Linear', distribution='normal'))
+WINDOWS = dict(window_size=(8, 8, 4, 2))
+TRIALS = {
+    'xavier-no-dp': Model(XAVIER, rate_of='lavit'),
+    'xavier-all-va': Model(dict(XAVIER, less_attention=False), rate_of='all-va'),
+    'w8-no-dp': Model(dict(NANO, **WINDOWS), rate_of='lavit'),
+    'w8-xavier': Model(dict(XAVIER, **WINDOWS), rate_of='lavit'),
+}
+ALL = PEERS | ABLATIONS | TRIALS

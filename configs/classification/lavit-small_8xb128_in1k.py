@@ -33,5 +33,6 @@ param_scheduler = [
     ),
 ]
 
-custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]
+# 1 would turn the attention off (docs/ablations.md)
+custom_hooks = [dict(type='mmlavit.DiagonalityLossHook', loss_weight=0.01)]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='auto'))

@@ -12,7 +12,6 @@ model = dict(
 train_dataloader = dict(batch_size=128, num_workers=8)
 
 train_cfg = dict(max_epochs=100)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = 1955  # five epochs of 391 iterations
 param_scheduler[1].T_max = 100
