@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -124,7 +125,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         help='folder of the runs (%(default)s)')  # fmt: skip
     parser.add_argument('--json', type=output_file, metavar='FILE', help='write all figures there')
     parser.add_argument('--png', type=output_file, metavar='FILE', help='draw the curves there')
-    return read_options(parser, argv)
+    args = read_options(parser, argv)
+    args.out = args.out.resolve()
+    for name in (args.task, *(['cifar10'] if args.start == 'cifar10' else [])):
+        folder = (args.data or ROOT / 'data') / name
+        if not folder.is_dir():
+            parser.error(f'{folder} is missing: docs/real_data.md says how to fill it')
+    return args
 
 
 def make_config(run: Run, args: argparse.Namespace) -> Config:
@@ -147,6 +154,8 @@ def make_config(run: Run, args: argparse.Namespace) -> Config:
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
     cfg.optim_wrapper.optimizer.lr = run.rate
+    if args.amp:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
     cfg.randomness = dict(seed=run.seed)
     cfg.default_hooks.checkpoint.max_keep_ckpts = 1
     if run.start == 'cifar10':
@@ -172,7 +181,7 @@ def _first_task(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def launch(run: Run, cfg: Config, args: argparse.Namespace) -> Row:
-    """Train and test, unless that is done, and return what was measured."""
+    """Train, test and say so, unless that is done, and return what was measured."""
     folder = args.out / run.name
     result = folder / 'result.json'
     if result.exists():
@@ -184,12 +193,11 @@ def launch(run: Run, cfg: Config, args: argparse.Namespace) -> Row:
         sys.exit(f'{folder} holds a run with other settings: remove it, or choose another --out')
     config.write_text(text)
     work_dir = folder / 'train'
-    amp = ['--amp', 'bfloat16'] if args.amp else []
-    call(folder, 'train', str(config), '--work-dir', str(work_dir), '--resume', *amp)
+    call(folder, 'train', str(config), '--work-dir', str(work_dir), '--resume')
     checkpoint = (work_dir / 'last_checkpoint').read_text()
     metrics = folder / 'test.json'
     call(folder, 'test', str(config), checkpoint, '--work-dir', str(folder / 'test'),
-         '--out', str(metrics), '--out-item', 'metrics', *amp)  # fmt: skip
+         '--out', str(metrics), '--out-item', 'metrics')  # fmt: skip
     task = TASKS[run.task]
     row: Row = dict(run._asdict())
     row['curve'] = read_curve(work_dir, task)
@@ -197,6 +205,7 @@ def launch(run: Run, cfg: Config, args: argparse.Namespace) -> Row:
     row['parameters'] = count_backbone(cfg)
     row['checkpoint'] = checkpoint
     result.write_text(json.dumps(row))
+    print(f'{run.name}: held out {_last(row):.2f}, test {row["test"]:.2f}', flush=True)
     return row
 
 
@@ -231,16 +240,10 @@ def count_backbone(cfg: Config) -> int:
 
 
 def launch_all(runs: Sequence[Run], args: argparse.Namespace) -> list[Row]:
-    """Make several runs at a time, and say when each has ended."""
-
-    def one(run: Run, cfg: Config) -> Row:
-        row = launch(run, cfg, args)
-        print(f'{run.name}: held out {_last(row):.2f}, test {row["test"]:.2f}', flush=True)
-        return row
-
+    """Make several runs at a time."""
     configs = [make_config(run, args) for run in runs]
     with ThreadPoolExecutor(args.jobs) as pool:
-        return list(pool.map(one, runs, configs))
+        return list(pool.map(partial(launch, args=args), runs, configs))
 
 
 def choose_rates(
@@ -288,7 +291,7 @@ def learn(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     args = parse_args(argv)
-    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.start == 'cifar10':
         learn(_first_task(args))
     sweep, rows = learn(args)

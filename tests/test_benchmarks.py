@@ -172,10 +172,13 @@ def test_wrong_options_end_in_one_message(benchmark, fails, argv, expected):
 
 
 @pytest.mark.parametrize('task', ['cifar10', 'bccd', 'camvid'])
-def test_peers_of_one_size_fit_the_models_of_photographs(benchmark, task, shapes, tmp_path):
+def test_peers_of_one_size_fit_the_models_of_photographs(benchmark, task, shapes, tmp_path, capsys):
     """All within 15 % of LaViT's parameters, and with maps that neck and head take."""
     tasks, models = benchmark('real_data'), benchmark('real_data_models')
     args = tasks.parse_args([task, '--data', str(shapes), '--out', str(tmp_path)])
+    with pytest.raises(SystemExit):
+        tasks.parse_args([task, '--data', str(tmp_path)])
+    assert f'{tmp_path / task} is missing' in capsys.readouterr().err
     reference = None
     for name in models.ALL:
         cfg = tasks.make_config(tasks.Run(task, 'scratch', name, 1e-3, 0), args)
