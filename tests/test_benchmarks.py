@@ -202,7 +202,7 @@ def test_photographs_are_learnt_once(benchmark, tmp_path, monkeypatch, capsys):
         Image.new('RGB', (32, 32), (20 * i, 0, 0)).save(folder / '0.png')
     kept, drawn = tmp_path / 'found.json', tmp_path / 'curves.png'
     argv = ['cifar10', '--data', str(tmp_path), '--out', str(tmp_path / 'runs'), '--models',
-            'resnet-18', '--seeds', '0', '--json', str(kept), '--png', str(drawn)]  # fmt: skip
+            'lavit', '--seeds', '0', '--json', str(kept), '--png', str(drawn)]  # fmt: skip
     tasks.main(argv)
     *_, row = json.loads(kept.read_text())['rows']
     assert [int(epoch) for epoch in row['curve']] == list(range(1, 11))
@@ -213,3 +213,8 @@ def test_photographs_are_learnt_once(benchmark, tmp_path, monkeypatch, capsys):
     assert result.stat().st_mtime_ns == written
     assert f'| {row["test"]:.2f} |' in capsys.readouterr().out
     assert drawn.stat().st_size
+    measured = ['--json', str(tmp_path / 'attention.json')]
+    benchmark('real_data_attention').main([str(result.parent), *measured])
+    layers = json.loads((tmp_path / 'attention.json').read_text())['rows'][0]['layers']
+    assert [layer['kind'] for layer in layers] == ['VA', 'VA', 'LA', 'VA', 'LA', 'VA']
+    assert '1.00 VA' in capsys.readouterr().out  # all tokens of one color are alike

@@ -6,7 +6,8 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(arch='nano', drop_path_rate=0.0),
+    # the maps of a 64x64 image have 16, 8, 4 and 2 rows: nothing is padded
+    backbone=dict(arch='nano', drop_path_rate=0.0, window_size=(8, 8, 4, 2)),
     head=dict(num_classes=10, in_channels=256),
     # the means of the detectors and segmentors that start from this one
     data_preprocessor=dict(
