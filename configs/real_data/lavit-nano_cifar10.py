@@ -2,6 +2,7 @@
 _base_ = [
     '../_base_/models/lavit_cls.py',
     '../_base_/datasets/cifar10.py',
+    '../_base_/schedules/shapes_classification.py',
     '../_base_/runtimes/mmpretrain.py',
 ]
 
@@ -19,25 +20,11 @@ model = dict(
     train_cfg=None,
 )
 
-train_cfg = dict(type='mmlavit.ResumableEpochLoop', max_epochs=10, val_interval=1)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
-    clip_grad=dict(max_norm=5.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=100),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min_ratio=0.01,
-        by_epoch=True,
-        T_max=10,
-        convert_to_iter_based=True,
-    ),
-]
-auto_scale_lr = dict(enable=False, base_batch_size=64)
+train_cfg = dict(max_epochs=10, val_interval=1)
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].end = 100
+param_scheduler[1].T_max = 10
+auto_scale_lr = dict(base_batch_size=64)
 
 # 1 would turn the attention off (docs/ablations.md)
 custom_hooks = [dict(type='mmlavit.DiagonalityLossHook', loss_weight=0.01)]
