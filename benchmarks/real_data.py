@@ -201,7 +201,8 @@ def launch(run: Run, cfg: Config, args: argparse.Namespace) -> Row:
     task = TASKS[run.task]
     row: Row = dict(run._asdict())
     row['curve'] = read_curve(work_dir, task)
-    row['test'] = json.loads(metrics.read_text())[task.metric] * task.unit
+    # a detector that finds nothing has no AP
+    row['test'] = json.loads(metrics.read_text()).get(task.metric, 0.0) * task.unit
     row['parameters'] = count_backbone(cfg)
     row['checkpoint'] = checkpoint
     result.write_text(json.dumps(row))
@@ -259,7 +260,7 @@ def choose_rates(
 
 
 def _last(row: Row) -> float:
-    return list(row['curve'].values())[-1]
+    return list(row['curve'].values() or [0.0])[-1]
 
 
 def show(rows: Sequence[Row], args: argparse.Namespace) -> None:

@@ -11,11 +11,17 @@ from matplotlib.figure import Figure
 def draw_curves(rows: Sequence[Row], title: str, path: Path) -> None:
     """Draw the metric on the held-out images over epochs or iterations."""
     figure = Figure(figsize=(7, 4.5), layout='constrained')
-    axes = figure.add_subplot(xlabel='epoch', ylabel=title)
+    axes = figure.add_subplot(xlabel='epoch or iteration', ylabel=title)
     for name in dict.fromkeys(row['model'] for row in rows):
-        curves = [row['curve'] for row in rows if row['model'] == name]
-        steps = [int(step) for step in curves[0]]
-        values = np.array([list(curve.values()) for curve in curves])
+        # JSON has made words of the steps of runs that were there
+        curves = [
+            {int(step): value for step, value in row['curve'].items()}
+            for row in rows
+            if row['model'] == name
+        ]
+        # a detector that found nothing has no figure for that epoch
+        steps = [step for step in curves[0] if all(step in curve for curve in curves)]
+        values = np.array([[curve[step] for step in steps] for curve in curves])
         (line,) = axes.plot(steps, values.mean(0), label=name)
         axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15)
     axes.grid(alpha=0.3)
