@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
+from mmengine.runner import find_latest_checkpoint
 
 from mmlavit.checkpoints import check_checkpoint
 from mmlavit.checks.config import check_work_dir, missing_paths, misspelt_keys, wrong_ann_files
@@ -110,7 +111,11 @@ def training_config(args: argparse.Namespace) -> Config:
         if (cfg.get('auto_scale_lr') or {}).get('base_batch_size') is None:
             raise UserError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
-    if args.resume:
+    # mmengine's tools forget load_from here, also where there is nothing to resume yet
+    begins = (
+        args.resume == 'auto' and cfg.get('load_from') and not find_latest_checkpoint(cfg.work_dir)
+    )
+    if args.resume and not begins:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if cfg.get('load_from'):
