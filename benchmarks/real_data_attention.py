@@ -18,8 +18,24 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
+from real_data_models import ALL, NANO
 
 from mmlavit.visualization.attention_measures import measure_attention
+
+
+def finished_run(text: str) -> Path:
+    """Parse the folder of a run, before anything is measured."""
+    result = Path(text) / 'result.json'
+    if not result.is_file():
+        raise argparse.ArgumentTypeError(
+            f'{text!r}: expected the folder of a run that benchmarks/real_data.py has finished'
+        )
+    run = json.loads(result.read_text())
+    if run['task'] != 'cifar10' or ALL[run['model']].backbone['type'] != NANO['type']:
+        raise argparse.ArgumentTypeError(
+            f'{text!r}: expected LaViT on cifar10, found {run["model"]} on {run["task"]}'
+        )
+    return Path(text)
 
 
 def measure(folder: Path) -> Row:
@@ -42,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('runs', nargs='+', type=Path, metavar='FOLDER', help='LaViT on CIFAR-10')
+    parser.add_argument(
+        'runs', nargs='+', type=finished_run, metavar='FOLDER', help='LaViT on CIFAR-10'
+    )
     parser.add_argument('--json', type=output_file, metavar='FILE', help='write all figures there')
     args = read_options(parser, argv)
     found = sorted(map(measure, args.runs), key=lambda row: row['model'])

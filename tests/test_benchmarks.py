@@ -213,6 +213,9 @@ def test_photographs_are_learnt_once(benchmark, tmp_path, monkeypatch, capsys):
     assert result.stat().st_mtime_ns == written
     assert f'| {row["test"]:.2f} |' in capsys.readouterr().out
     assert drawn.stat().st_size
+    with pytest.raises(SystemExit):
+        benchmark('real_data_attention').main([str(tmp_path)])
+    assert f"'{tmp_path}': expected the folder of a run" in capsys.readouterr().err
     measured = ['--json', str(tmp_path / 'attention.json')]
     benchmark('real_data_attention').main([str(result.parent), *measured])
     layers = json.loads((tmp_path / 'attention.json').read_text())['rows'][0]['layers']
