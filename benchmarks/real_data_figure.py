@@ -13,7 +13,7 @@ def draw_curves(rows: Sequence[Row], title: str, path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout='constrained')
     axes = figure.add_subplot(xlabel='epoch or iteration', ylabel=title)
     for name in dict.fromkeys(row['model'] for row in rows):
-        # JSON has made words of the steps of runs that were there
+        # the steps of a run that was read from JSON are strings
         curves = [
             {int(step): value for step, value in row['curve'].items()}
             for row in rows

@@ -9,7 +9,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='nano',
-        window_size=(8, 8, 4, 2),
+        window_size=(8, 8, 4, 2),  # the classifier's, so that its weights fit as they are
         drop_path_rate=0.0,
         init_cfg=dict(checkpoint='work_dirs/lavit-nano_cifar10/epoch_10.pth'),
     ),
