@@ -33,6 +33,5 @@ param_scheduler = [
     ),
 ]
 
-# 1 would turn the attention off (docs/ablations.md)
-custom_hooks = [dict(type='mmlavit.DiagonalityLossHook', loss_weight=0.01)]
+custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='auto'))

@@ -26,5 +26,4 @@ param_scheduler[0].end = 100
 param_scheduler[1].T_max = 10
 auto_scale_lr = dict(base_batch_size=64)
 
-# 1 would turn the attention off (docs/ablations.md)
-custom_hooks = [dict(type='mmlavit.DiagonalityLossHook', loss_weight=0.01)]
+custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]

@@ -21,4 +21,4 @@ model = dict(
         norm_cfg=dict(type='BN', requires_grad=True),
     ),
 )
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=450))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=675))

@@ -1,4 +1,4 @@
-# Quick start: UperNet with LaViT-nano on Shapes, 400 images of 160x160 px. About 3 minutes on 2 CPU
+# Quick start: UperNet with LaViT-nano on Shapes, 400 images of 160x160 px. About 4 minutes on 2 CPU
 # cores. The backbone starts from the Shapes classifier: train lavit-nano_shapes-cls.py first.
 _base_ = [
     '../_base_/models/upernet_lavit.py',
@@ -18,4 +18,4 @@ model = dict(
     decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=4, norm_cfg=norm_cfg),
     auxiliary_head=dict(in_channels=128, channels=64, num_classes=4, norm_cfg=norm_cfg),
 )
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=450))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=675))

@@ -1,5 +1,5 @@
-# 450 iterations of 8 images.
-train_cfg = dict(type='mmlavit.ResumableIterLoop', max_iters=450, val_interval=450)
+# 675 iterations of 8 images.
+train_cfg = dict(type='mmlavit.ResumableIterLoop', max_iters=675, val_interval=675)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -11,6 +11,6 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', eta_min=0.0, power=0.9, begin=30, end=450, by_epoch=False),
+    dict(type='PolyLR', eta_min=0.0, power=0.9, begin=30, end=675, by_epoch=False),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -21,7 +21,7 @@ class DiagonalityLossHook(Hook):
 
     One line in any config turns it on::
 
-        custom_hooks = [dict(type='mmlavit.DiagonalityLossHook', loss_weight=0.1)]
+        custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]
 
     The loss is averaged over the less-attention layers, so that one weight serves all depths. It
     joins the dictionary that ``forward(mode='loss')`` returns, hence it reaches the log and the
@@ -29,14 +29,15 @@ class DiagonalityLossHook(Hook):
     checkpointing.
 
     Args:
-        loss_weight: Factor on the loss.
+        loss_weight: Factor on the loss. The paper adds it with 1, which made attention even
+            (docs/ablations.md).
         form: ``'hinge'`` or ``'linear'``, see :func:`mmlavit.models.diagonality_loss`.
 
     Raises:
         ValueError: If ``form`` is unknown.
     """
 
-    def __init__(self, loss_weight: float = 1.0, form: Form = 'hinge') -> None:
+    def __init__(self, loss_weight: float = 0.01, form: Form = 'hinge') -> None:
         self.loss = DiagonalityLoss(loss_weight, form)
         self._handles: list[RemovableHandle] = []
 
