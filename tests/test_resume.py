@@ -76,11 +76,18 @@ def test_a_batch_that_never_fills_stops_the_run(config: str, fails: Run) -> None
 
 
 @pytest.mark.usefixtures('isolated')
-def test_weights_and_stale_pointers_cannot_be_resumed(checkpoint: str, fails: Run) -> None:
+@pytest.mark.parametrize('meta', [{}, {'epoch': 1, 'iter': 4}], ids=['bare', 'published'])
+def test_weights_cannot_be_resumed(meta: dict[str, int], checkpoint: str, fails: Run) -> None:
     """One message says what is missing, and how to start from the weights instead."""
-    message = fails(TRAIN, 'cls.py', '--resume', checkpoint)
-    assert f"checkpoint '{checkpoint}' cannot be resumed" in message
-    assert f'--cfg-options load_from={checkpoint}' in message
+    torch.save(dict(torch.load(checkpoint), meta=meta), 'weights.pth')
+    message = fails(TRAIN, 'cls.py', '--resume', 'weights.pth')
+    assert "checkpoint 'weights.pth' cannot be resumed" in message
+    assert '--cfg-options load_from=weights.pth' in message
+
+
+@pytest.mark.usefixtures('isolated')
+def test_a_stale_pointer_cannot_be_resumed(fails: Run) -> None:
+    """The message names the checkpoint that is gone."""
     Path('stale').mkdir()
     Path('stale/last_checkpoint').write_text('gone/epoch_3.pth')
     message = fails(TRAIN, 'cls.py', '--work-dir', 'stale', '--resume')

@@ -38,11 +38,12 @@ class StrictLoadHook(Hook):
         if isinstance(runner._train_loop, BaseLoop) and not runner._resume:
             check_overlaps(checkpoint, model, path)
             return
-        if runner._resume and not {'epoch', 'iter'} <= set(checkpoint.get('meta', ())):
+        held = {*checkpoint, *checkpoint.get('meta', ())}
+        if runner._resume and not {'epoch', 'iter', 'message_hub'} <= held:
             raise UserError(
-                f'checkpoint {path!r} cannot be resumed: it holds {", ".join(checkpoint)}, and no '
-                f'iteration. Weights are a start, not a state: --cfg-options load_from={path} '
-                'starts from them'
+                f'checkpoint {path!r} cannot be resumed: it holds {", ".join(checkpoint)}, and not '
+                'the state of a run. Weights are a start, not a state: --cfg-options '
+                f'load_from={path} starts from them'
             )
         if runner._resume and 'optimizer' not in checkpoint:
             runner.logger.warning(f'{path} holds no state of the optimizer, which starts afresh.')
