@@ -6,7 +6,7 @@ size has a process of its own. Examples::
     python benchmarks/speed.py --rounds 9 --json speed.json
     python benchmarks/speed.py --device cuda --dtype bf16 --batch 64 16 4 --compile
 
-LaViT trains with the diagonality-preserving (DP) loss, as the configs have it, and once without.
+LaViT trains with the diagonality-preserving (DP) loss, as classifiers do, and once without.
 Times are medians of the rounds, ± half of the range that holds their middle half; ratios are
 medians of the ratios of each round. Memory is that of a training step above the loaded process.
 """
