@@ -123,6 +123,14 @@ def test_annotation_files_that_fit_are_found(data):
     assert message == f"test_dataloader: ann_file 'none.json' does not exist, seen from {data}"
 
 
+def test_data_that_its_class_downloads_need_not_be_there(data):
+    """As CIFAR10 of mmpretrain does."""
+    cfg = read_config('cls.py', dict(train_dataloader=dict(dataset=dict(data_root='later'))))
+    assert missing_paths(cfg, 'train_dataloader')
+    cfg.train_dataloader.dataset.download = True
+    assert not missing_paths(cfg, 'train_dataloader')
+
+
 @pytest.mark.parametrize(
     ('line', 'message'),
     [

@@ -1,7 +1,9 @@
 """tools/test.py, with the three toolboxes on real files."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +99,14 @@ def test_metrics_can_be_the_output(checkpoint: str, run: Run) -> None:
     assert written == pytest.approx(logged, abs=1e-4)
 
 
+@pytest.mark.parametrize('listed', [lambda m: m, lambda m: [m], lambda m: dict(metrics=[m])])
+def test_masks_are_written_however_metrics_are_listed(listed: Callable[[dict], Any]) -> None:
+    """mmengine takes one metric, a list, and an evaluator with a list."""
+    cfg = Config(dict(test_evaluator=listed(dict(type='IoUMetric'))))
+    TEST.save_pngs(cfg, 'masks')
+    assert "output_dir='masks'" in cfg.pretty_text and Path('masks').is_dir()
+
+
 def test_wrong_checkpoint_is_refused(checkpoint: str, fails: Run) -> None:
     """A checkpoint of another depth stops before any image is read, listing keys and counts."""
     message = fails(TEST, 'cls.py', checkpoint, '--cfg-options', 'model.backbone.depth=34')
@@ -112,6 +122,8 @@ def test_wrong_checkpoint_is_refused(checkpoint: str, fails: Run) -> None:
         (('cls.py', 'cls.py'), "checkpoint 'cls.py' is damaged"),
         (('cls.py', 'cls.pth', '--out', 'x.json'), 'expected a file ending in .pkl, .pickle'),
         (('seg.py', 'cls.pth', '--out', 'x.pkl'), 'mmseg writes PNG files'),
+        (('cls.py', 'cls.pth', '--out', 'cls.py/x.pkl'), "--out 'cls.py' cannot be written to"),
+        (('seg.py', 'cls.pth', '--out', 'cls.py/x'), "--out 'cls.py/x' cannot be written to"),
         (('cls.py', 'cls.pth', '--out-item', 'pred'), '--out-item needs --out'),
         (('seg.py', 'cls.pth', '--tta'), 'seg.py has no tta_model, tta_pipeline'),
         ((MASK_RCNN, 'cls.pth', '--tta', *SHAPES), 'merges boxes only, and this model has masks'),

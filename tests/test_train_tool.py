@@ -83,6 +83,8 @@ def test_training_options_and_resume(run: Run) -> None:
         (('cls.py', '--resume', 'none.pth'), "checkpoint 'none.pth' does not exist"),
         (('cls.py', '--resume', 'broken.py'), "checkpoint 'broken.py' is damaged"),
         (('seg.py', '--auto-scale-lr'), 'seg.py has no auto_scale_lr.base_batch_size'),
+        (('cls.py', '--cfg-options', 'val_cfg=None'), 'cls.py: val_cfg must be set'),
+        (('cls.py', '--cfg-options', 'val_evaluator=(1,2)'), 'expected a dictionary'),
         (('cls.py', '--cfg-options', 'model'), "expected KEY=VALUE, found 'model'"),
         (('cls.py', '--cfg-options', 'default_scope=mmyolo'), "default_scope is 'mmyolo'"),
         (

@@ -39,6 +39,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from mmlavit.apis.images import find_images
 from mmlavit.apis.predict import LoadedImage, Predictor
 from mmlavit.atomic_backend import AtomicBackend
+from mmlavit.checks.config import check_work_dir
 from mmlavit.cli.arguments import check_device, check_out
 from mmlavit.cli.configs import read_config
 from mmlavit.cli.launch import run_tool
@@ -93,10 +94,8 @@ def predict(args: Namespace) -> None:
     images = find_images(args.inputs, [args.out / 'pictures', args.out / 'masks'])
     model, metainfo = load_plain_model(cfg, args.checkpoint)
     predictor = Predictor(cfg, model, metainfo, device)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'--out {str(args.out)!r} cannot be made: {error}') from error
+    check_work_dir(str(args.out), '--out')
+    args.out.mkdir(parents=True, exist_ok=True)
 
     pngs = png_names(images)
     records: dict[str, Any] = {}

@@ -12,7 +12,9 @@ from mmengine.dist import is_main_process
 from mmengine.registry import METRICS
 from mmengine.utils import apply_to
 
+from mmlavit.apis.predict import VISUALIZER_TYPES
 from mmlavit.checkpoints import check_checkpoint
+from mmlavit.checks.config import check_work_dir
 from mmlavit.cli.configs import check_gpu, load_config, require
 from mmlavit.cli.launch import build_runner, run_tool
 from mmlavit.cli.parsers import ToolParser
@@ -23,18 +25,17 @@ PREDICTION_FILES = ('.pkl', '.pickle')
 
 
 class Painter(NamedTuple):
-    """How a toolbox paints predictions: classes, and the hook's names for two settings."""
+    """How a toolbox paints predictions: the hook, and its names for two settings."""
 
     hook: str
-    visualizer: str
     switch: str
     out_dir: str | None
 
 
 PAINTERS = {
-    'mmpretrain': Painter('VisualizationHook', 'UniversalVisualizer', 'enable', 'out_dir'),
-    'mmdet': Painter('DetVisualizationHook', 'DetLocalVisualizer', 'draw', 'test_out_dir'),
-    'mmseg': Painter('SegVisualizationHook', 'SegLocalVisualizer', 'draw', None),
+    'mmpretrain': Painter('VisualizationHook', 'enable', 'out_dir'),
+    'mmdet': Painter('DetVisualizationHook', 'draw', 'test_out_dir'),
+    'mmseg': Painter('SegVisualizationHook', 'draw', None),
 }
 
 # Where a config has no test-time augmentation of its own; mmseg has no default.
@@ -111,7 +112,8 @@ def check_out(args: Namespace, scope: str) -> None:
     """Check ``--out`` and ``--out-item`` before anything is loaded.
 
     Raises:
-        UserError: If ``--out`` has an extension that cannot hold what was asked for.
+        UserError: If ``--out`` has an extension that cannot hold what was asked for, or cannot be
+            written to.
     """
     if args.out is None:
         if args.out_item:
@@ -121,10 +123,12 @@ def check_out(args: Namespace, scope: str) -> None:
     if args.out_item != 'metrics' and scope == 'mmseg':
         if path.is_file() or path.suffix in (*METRIC_FILES, '.png'):
             raise UserError(f'--out {args.out!r}: mmseg writes PNG files, expected a directory')
+        check_work_dir(args.out, '--out')
         return
     suffixes = METRIC_FILES if args.out_item == 'metrics' else PREDICTION_FILES
     if path.suffix not in suffixes or path.is_dir():
         raise UserError(f'--out {args.out!r}: expected a file ending in {", ".join(suffixes)}')
+    check_work_dir(str(path.parent), '--out')
 
 
 def paint(cfg: Config, args: Namespace) -> None:
@@ -139,7 +143,7 @@ def paint(cfg: Config, args: Namespace) -> None:
         raise UserError(f'--interval: {painter.hook} of {scope} paints every test image')
     if args.tta and scope == 'mmpretrain':
         raise UserError('--tta: VisualizationHook of mmpretrain cannot paint augmented images')
-    visualizer = cfg.setdefault('visualizer', ConfigDict(type=painter.visualizer))
+    visualizer = cfg.setdefault('visualizer', ConfigDict(type=VISUALIZER_TYPES[scope]))
     hook = cfg.setdefault('default_hooks', ConfigDict()).setdefault(
         'visualization', ConfigDict(type=painter.hook)
     )
@@ -189,19 +193,18 @@ def save_pngs(cfg: Config, directory: str) -> None:
     """Let mmseg's metrics write their predictions.
 
     Raises:
-        UserError: If no metric of the config can write predictions, or the folder cannot be made.
+        UserError: If no metric of the config can write predictions.
     """
     evaluator = cfg.test_evaluator
-    metrics = evaluator if isinstance(evaluator, list) else [evaluator]
+    if isinstance(evaluator, dict):
+        evaluator = evaluator.get('metrics', evaluator)
+    metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
     kinds = ('IoUMetric', 'CityscapesMetric')
     writers = [m for m in metrics if any(kind in str(m.get('type')) for kind in kinds)]
     if not writers:
         raise UserError(f'--out: test_evaluator has no {" or ".join(kinds)}')
-    try:
-        # mmseg makes it in the first process, and others may write before that.
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'--out {directory!r} cannot be made: {error.strerror}') from error
+    # mmseg makes it in the first process, and others may write before that.
+    Path(directory).mkdir(parents=True, exist_ok=True)
     for metric in writers:
         metric.output_dir = directory
 

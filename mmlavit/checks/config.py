@@ -166,8 +166,8 @@ def unmatched_keys(cfg: Config, model: nn.Module) -> list[str]:
     ]
 
 
-def check_work_dir(path: str) -> None:
-    """Stop where a work dir, which need not exist yet, cannot be written to.
+def check_work_dir(path: str, name: str = 'work dir') -> None:
+    """Stop where a folder, which need not exist yet, cannot be written to; messages have its name.
 
     Raises:
         UserError: If no file can be made there.
@@ -180,7 +180,7 @@ def check_work_dir(path: str) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f'work dir {path!r} cannot be written to: {folder}: {error.strerror}'
+            f'{name} {path!r} cannot be written to: {folder}: {error.strerror}'
         ) from error
 
 
@@ -189,7 +189,8 @@ def _local_datasets(node: Any) -> Iterator[ConfigDict]:
     if not isinstance(node, dict):
         return
     for inner in (node.get('dataset'), *(node.get('datasets') or ())):
-        if isinstance(inner, dict) and _is_local(inner.get('data_root') or '', inner):
+        local = isinstance(inner, dict) and _is_local(inner.get('data_root') or '', inner)
+        if local and not inner.get('download'):
             yield inner
         yield from _local_datasets(inner)
 

@@ -12,7 +12,13 @@ from mmengine.device import get_device
 from mmengine.runner import find_latest_checkpoint
 
 from mmlavit.checkpoints import check_checkpoint
-from mmlavit.checks.config import check_work_dir, missing_paths, misspelt_keys, wrong_ann_files
+from mmlavit.checks.config import (
+    LOADERS,
+    check_work_dir,
+    missing_paths,
+    misspelt_keys,
+    wrong_ann_files,
+)
 from mmlavit.errors import UserError
 
 from .overrides import merge_overrides
@@ -69,7 +75,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    for name in LOADERS:
         loader = cfg.get(name)
         if not isinstance(loader, ConfigDict):
             continue
@@ -97,8 +103,9 @@ def training_config(args: argparse.Namespace) -> Config:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     require(cfg, 'model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
-    if cfg.get('val_dataloader') is not None:
-        require(cfg, 'val_dataloader')
+    validation = ('val_dataloader', 'val_cfg', 'val_evaluator')
+    if any(cfg.get(key) is not None for key in validation):
+        require(cfg, *validation)
     if args.amp:
         check_gpu()
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
@@ -152,7 +159,7 @@ def require(cfg: Config, *keys: str) -> None:
         raise UserError(f'{cfg.filename}: {", ".join(missing)} must be set')
     for key in keys:
         # Several metrics are a list.
-        kinds = (dict, list, tuple) if key.endswith('_evaluator') else dict
+        kinds = (dict, list) if key.endswith('_evaluator') else dict
         if not isinstance(cfg[key], kinds):
             raise UserError(f'{cfg.filename}: {key} is {cfg[key]!r}, expected a dictionary')
         if key.endswith('_dataloader'):
