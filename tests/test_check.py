@@ -226,6 +226,7 @@ def test_what_mmdet_tolerates_is_a_warning(checked, data):
         listed[4]['bbox'][0] = -8
         listed[5]['segmentation'].append([1, 1, 2, 2])
         listed.append({**listed[0], 'id': 1000, 'image_id': 777})
+        listed.append(dict(id=1001, image_id=1, category_id=1, ignore=1))  # mmdet reads no more
         content['images'].append({**content['images'][0], 'id': 5, 'file_name': '5.png'})
 
     edit(data / TRAIN_FILE, spoil)
@@ -301,6 +302,15 @@ def test_entry_that_stops_mmdet_is_named(section, place, key, message, checked, 
     edit(data / TRAIN_FILE, lambda content: content[section][place].pop(key))
     failures = checked('det_masks.py')['FAIL']
     assert any(text.startswith(f'{TRAIN_FILE}: {message}') for text in failures)
+
+
+def test_files_of_other_formats_are_not_read_as_coco(checked, data):
+    """What is wrong elsewhere is all that is said of a run with mmpretrain's JSON."""
+    (data / 'shapes/classification/train.json').write_text('{}')
+    changes = ('type=MultiLabelDataset', 'ann_file=train.json')
+    options = (*BN, 'model.backbone.dept=18', *(f'train_dataloader.dataset.{c}' for c in changes))
+    (failure,) = checked('cls.py', *options)['FAIL']
+    assert "unexpected keyword argument 'dept'" in failure
 
 
 def test_masks_of_images(checked, data):

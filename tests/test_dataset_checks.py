@@ -12,15 +12,18 @@ import torch
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner.runner import _SlicedDataset
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from mmlavit.checks.datasets import (
     base_datasets,
     class_heads,
+    empty_classes,
     wrong_categories,
     wrong_heads,
     wrong_instances,
+    wrong_labels,
 )
 from mmlavit.checks.masks import wrong_masks
 from mmlavit.datasets.guarded import GuardedDataset, SampleError
@@ -269,9 +272,21 @@ def test_first_step_must_teach(options, message, data):
         PortableRunner.from_cfg(cfg).train()
 
 
+@pytest.mark.parametrize('ann_file', ['', 'images.txt'])
+def test_images_without_labels_have_no_wrong_ones(ann_file, data):
+    """Images to predict, in a folder or in a list."""
+    (data / 'classification/images.txt').write_text('val/circle/00000000.png')
+    cfg = load(CLS, data)
+    images = dataset(cfg, ann_file=ann_file, with_label=False, metainfo=dict(classes=['a', 'b']))
+    assert len(images)
+    assert not [*wrong_labels(MODELS.build(cfg.model), images), *empty_classes(images)]
+
+
 def test_data_of_another_make_is_left_alone():
     """A dataset that nothing is known of has nothing to be compared."""
     other = TensorDataset(torch.zeros(3, 1))
     assert list(base_datasets(GuardedDataset(other))) == [other] and GuardedDataset(other)[0]
+    sliced = GuardedDataset(_SlicedDataset(GuardedDataset(other), 2))  # for num_batch_per_epoch
+    assert list(base_datasets(sliced)) == [other]
     found = [*wrong_categories(other), *wrong_heads(nn.Module(), other), *wrong_instances(other)]
     assert not found and not list(wrong_masks(other, 50, training=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import mmengine
+from mmengine.registry import DATASETS
 
 from .datasets import listing
 
@@ -45,7 +46,7 @@ class Finding(NamedTuple):
 
 def coco_findings(dataset: Any) -> Iterator[Finding]:
     """Read the annotation file of a base dataset of mmdet as it is, in its order."""
-    if not hasattr(dataset, 'COCOAPI') or not dataset.ann_file:
+    if not _reads_coco(type(dataset)) or not dataset.ann_file:
         return
     content = mmengine.load(dataset.ann_file, file_format='json', backend_args=dataset.backend_args)
     usable, findings = _sort_out(content, dataset.ann_file)
@@ -101,10 +102,20 @@ def unusable_entries(config: Any) -> Iterator[Finding]:
     if not isinstance(config, dict):
         return
     path = Path(config.get('data_root') or '', config.get('ann_file') or '')
-    if path.suffix == '.json' and path.is_file():
+    kind = config.get('type')
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    if _reads_coco(kind) and path.is_file():
         yield from _sort_out(mmengine.load(path), str(path))[1]
     for inner in (config.get('dataset'), *(config.get('datasets') or ())):
         yield from unusable_entries(inner)
+
+
+def _reads_coco(kind: Any) -> bool:
+    """Whether a class reads files as mmdet's CocoDataset does; LVIS and panoptic ones differ."""
+    methods = [getattr(kind, name, None) for name in ('load_data_list', 'parse_data_info')]
+    return {getattr(method, '__module__', '') for method in methods} == {'mmdet.datasets.coco'}
 
 
 def _sort_out(content: Any, path: str) -> tuple[dict[str, list[dict[str, Any]]], list[Finding]]:
@@ -129,8 +140,10 @@ def _sort_out(content: Any, path: str) -> tuple[dict[str, list[dict[str, Any]]],
     images = {image['id']: image for image in usable['images']}
     for annotation in usable['annotations']:
         image = images.get(annotation['image_id'])
-        box = None if image is None else _check_box(annotation, image)
-        if image is not None and box is not None and box.level == 'FAIL':
+        if image is None or annotation.get('ignore'):
+            continue
+        box = _check_box(annotation, image)
+        if box is not None and box.level == 'FAIL':
             name = f'annotation {annotation["id"]} of {image["file_name"]}'
             findings.append(box._replace(text=f'{path}: {name}: {box.text}'))
     return usable, findings

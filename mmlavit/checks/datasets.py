@@ -37,7 +37,8 @@ CLASS_HEADS = re.compile(
 def base_datasets(dataset: Any) -> Iterator[Any]:
     """Unwrap guarded, repeated, concatenated and balanced datasets."""
     inner = [getattr(dataset, name) for name in ('dataset', '_dataset') if hasattr(dataset, name)]
-    inner = inner or list(getattr(dataset, 'datasets', None) or ())
+    # what a wrapper of ours looks up in the one inside is the same
+    inner = inner[:1] or list(getattr(dataset, 'datasets', None) or ())
     if dataset is None or isinstance(dataset, BaseDataset) or not inner:
         yield from () if dataset is None else (dataset,)
         return
@@ -163,7 +164,7 @@ def wrong_labels(model: nn.Module, dataset: Any) -> Iterator[str]:
     Where the dataset does not know the number of classes, the heads do.
     """
     # mmdet numbers labels itself, and so do folders.
-    if not hasattr(dataset, 'get_gt_labels') or not getattr(dataset, 'ann_file', ''):
+    if not _has_labels(dataset) or not getattr(dataset, 'ann_file', ''):
         return
     classes = class_names(dataset)
     counts: list[Any] = [head.num_classes for head in class_heads(model).values()]
@@ -196,7 +197,7 @@ def wrong_instances(dataset: Any) -> Iterator[str]:
 def empty_classes(dataset: Any) -> list[str]:
     """Find classes of mmpretrain that no image belongs to."""
     classes = class_names(dataset)
-    if classes is None or not hasattr(dataset, 'get_gt_labels'):
+    if classes is None or not _has_labels(dataset):
         return []
     found = {label for i in range(len(dataset)) for label in dataset.get_cat_ids(i)}
     return [name for label, name in enumerate(classes) if label not in found]
@@ -215,6 +216,11 @@ def files_left_out(dataset: Any) -> list[str]:
     return sorted(
         file for file in files if not (file.lower() if lower else file).endswith(suffixes)
     )
+
+
+def _has_labels(dataset: Any) -> bool:
+    """Whether a base dataset of mmpretrain has labels: images to predict need none."""
+    return hasattr(dataset, 'get_gt_labels') and getattr(dataset, 'with_label', True)
 
 
 def class_names(dataset: Any) -> Sequence[str] | None:

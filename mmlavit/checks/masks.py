@@ -6,15 +6,13 @@ from typing import Any
 import mmcv
 import numpy as np
 from mmengine import fileio
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mmlavit.datasets.guarded import SampleError, no_mask, other_size, why_unreadable
 
 from .datasets import class_names, dataset_name, listing
 
 __all__ = ['labels_of_mask', 'mask_loader', 'upright', 'wrong_masks']
-
-ORIENTATION = 0x0112
 
 
 def wrong_masks(dataset: Any, num_masks: int, training: bool) -> Iterator[str]:
@@ -106,7 +104,7 @@ def upright(path: str) -> tuple[tuple[int, int] | None, bool]:
     """
     try:
         with Image.open(path) as image:
-            orientation = image.getexif().get(ORIENTATION, 1)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             size = image.size if orientation >= 5 else image.size[::-1]
     except (OSError, SyntaxError, Image.DecompressionBombError):
         return None, False

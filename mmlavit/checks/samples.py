@@ -101,7 +101,7 @@ def data_findings(
     yield from (Finding('FAIL', text) for text in wrong_labels(model, dataset))
     bar, held = ProgressBar(len(dataset), file=progress), set()
     probe = DataLoader(
-        _Probe(dataset, masks), batch_size=None, num_workers=WORKERS, collate_fn=_as_it_is
+        _Probe(dataset, masks), batch_size=None, num_workers=WORKERS, collate_fn=tuple
     )
     for findings, labels in probe:
         yield from findings
@@ -133,7 +133,3 @@ def _conversions(path: str) -> Iterator[Finding]:
         yield Finding('warn', path, DARK if dark else DEEP)
     elif mode in CONVERTED:
         yield Finding('warn', path, CONVERTED[mode])
-
-
-def _as_it_is(found: Any) -> Any:
-    return found
