@@ -3,7 +3,7 @@
 Data, schedule, augmentation and optimizer are those of `configs/real_data`; the backbone, the
 learning rate and the seed change. Each model trains once with each learning rate; the one that is
 best on images held out of the training set trains with all seeds, which are measured on the test
-set. Needs the data (docs/real_data.md). Examples::
+set. An ablation takes LaViT's rate. Needs the data (docs/real_data.md). Examples::
 
     python benchmarks/real_data.py cifar10 --json cifar10.json --png cifar10.png
     python benchmarks/real_data.py cifar10 --models lavit no-ar no-dp --seeds 0 1 2
@@ -70,8 +70,9 @@ def hold_out_photographs(cfg: Config, args: argparse.Namespace) -> None:
     """Train on as many images of each class of CIFAR-10, and choose on every 25th other one."""
     train = cfg.train_dataloader.dataset
     count = sum(len(files) for *_, files in os.walk(ROOT / train.data_root / train.data_prefix))
-    held_out = range(1, count, 25)
-    train.indices = [i for i in range(0, count, max(1, count // args.images)) if i not in held_out]
+    images, held_out = min(args.images, count), range(1, count, 25)
+    spread = (i * count // images for i in range(images))
+    train.indices = [i for i in spread if i not in held_out]
     choose = dict(train, indices=list(held_out), pipeline=cfg.test_pipeline)
     cfg.val_dataloader.dataset = choose
 

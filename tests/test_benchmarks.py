@@ -179,6 +179,10 @@ def test_peers_of_one_size_fit_the_models_of_photographs(benchmark, task, shapes
     with pytest.raises(SystemExit):
         tasks.parse_args([task, '--data', str(tmp_path)])
     assert f'{tmp_path / task} is missing' in capsys.readouterr().err
+    if task == 'cifar10':
+        args.images = 4
+        cfg = tasks.make_config(tasks.Run(task, 'scratch', 'lavit', 1e-3, 0), args)
+        assert cfg.train_dataloader.dataset.indices == [0, 3, 4]  # of six, and 1 is held out
     reference = None
     for name in models.ALL:
         cfg = tasks.make_config(tasks.Run(task, 'scratch', name, 1e-3, 0), args)

@@ -15,6 +15,7 @@ import tifffile
 import torch
 from conftest import ROOT, forget_runs, load_tool
 from mmdet.apis import DetInferencer
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.apis import ImageClassificationInferencer
@@ -24,6 +25,9 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from mmlavit.apis.images import find_images
+from mmlavit.apis.predict import Predictor
+from mmlavit.cli.plain_model import load_plain_model
+from mmlavit.errors import UserError
 
 SHAPES = ('circle', 'square', 'triangle')
 CONFIGS = {
@@ -186,7 +190,8 @@ def test_segmentation_pictures_show_letters_beyond_ascii(images, checkpoints, ru
         ("'LoadImageFromFile', to_float32=True", 'image.png', 3, (200, 100, 0)),
         ("'LoadImageFromFile', color_type='grayscale'", 'image.png', 1, (118, 118, 118)),
         ("'LoadImageFromFile', imdecode_backend='tifffile'", 'image.tif', 5, (200, 100, 0)),
-        ("'LoadArray'", 'image.npy', 6, (255, 127, 0)),
+        # behind a transform that loads nothing
+        ("'Nothing'), dict(type='LoadArray'", 'image.npy', 6, (255, 127, 0)),
     ],
 )
 def test_the_pipeline_decides_what_an_image_is(loader, file, channels, color, run, monkeypatch):
@@ -198,6 +203,8 @@ def test_the_pipeline_decides_what_an_image_is(loader, file, channels, color, ru
     np.save('image.npy', pixels / np.float32(200))
     Path('array_loader.py').write_text(
         'import numpy as np\nfrom mmcv.transforms import TRANSFORMS, BaseTransform\n'
+        '@TRANSFORMS.register_module(force=True)\nclass Nothing(BaseTransform):\n'
+        '    def transform(self, results):\n        return results\n'
         '@TRANSFORMS.register_module(force=True)\nclass LoadArray(BaseTransform):\n'
         "    def transform(self, results):\n        image = np.load(results['img_path'])\n"
         '        shape = image.shape[:2]\n'
@@ -317,6 +324,14 @@ def test_classes_come_from_the_config_if_the_checkpoint_has_none(task, images, c
     else:
         palette = Config.fromfile(CONFIGS['seg']).test_dataloader.dataset.metainfo.palette
         assert found['palette'] == [list(color) for color in palette]
+
+
+def test_a_model_without_boxes_is_named(checkpoints):
+    """Such as a panoptic one, whose samples have segments."""
+    cfg = Config.fromfile(CONFIGS['det'])
+    predictor = Predictor(cfg, *load_plain_model(cfg, checkpoints['det']), torch.device('cpu'))
+    with pytest.raises(UserError, match='predicts no boxes'):
+        predictor.save(np.zeros((9, 9, 3), np.uint8), DetDataSample(), Path('out'), 'x.png', 0.3)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,9 @@ def test_timm_builds_loads_and_decays(tmp_path: Path) -> None:
     timm, optim = pytest.importorskip('timm'), pytest.importorskip('timm.optim')
     importlib.import_module('mmlavit.timm')
     assert set(mmlavit.list_models()) <= set(timm.list_models('lavit_*'))
-    model = timm.create_model('lavit_nano', num_classes=3, drop_path_rate=0.1)
+    # as its train.py does, which always has a drop_rate
+    options = dict(drop_rate=0.0, drop_path_rate=0.1)
+    model = timm.create_model('lavit_nano', num_classes=3, **options)
     groups = optim.param_groups_layer_decay(model, layer_decay=0.5)
     scales = {id(p): group['lr_scale'] for group in groups for p in group['params']}
     rates = {name: scales[id(p)] for name, p in model.named_parameters()}

@@ -82,7 +82,8 @@ def export_onnx(
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         cause = error.__cause__ or error
-        raise ExportError(f'torch cannot export it: {str(cause).splitlines()[0]}') from error
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
+        raise ExportError(f'torch cannot export it: {reason}') from error
     assert program is not None
     model = program.model_proto
     onnx.helper.set_model_props(model, metadata or {})

@@ -81,7 +81,7 @@ class Predictor:
         try:
             for transform in self.pipeline:
                 results = transform(results)
-                if picture is None:
+                if picture is None and 'img' in results:
                     # Most loaders give OpenCV's order; others keep that of the file.
                     backend = getattr(transform, 'imdecode_backend', 'tifffile')
                     picture = _picture(results['img'], bgr=backend != 'tifffile')
@@ -148,6 +148,8 @@ def _detect(
 ) -> tuple[int, int, list[dict[str, Any]]]:
     from mmdet.structures.mask import encode_mask_results
 
+    if 'pred_instances' not in sample:
+        raise UserError('the model predicts no boxes, as panoptic ones: predict.py takes detectors')
     predictor.visualizer.add_datasample(
         png,
         picture,
