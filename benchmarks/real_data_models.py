@@ -72,9 +72,9 @@ ABLATIONS = {
     'dp-linear': Model(NANO, diagonality=dict(HINGE, form='linear'), rate_of='lavit'),
     'global': Model(dict(NANO, window_size=(16, 8, 4, 2)), diagonality=HINGE, rate_of='lavit'),
     'windows-of-7': Model(dict(NANO, window_size=7), diagonality=HINGE, rate_of='lavit'),
+    # beside no-dp
     'xavier': Model(
         dict(NANO, init_cfg=dict(type='Xavier', layer='Linear', distribution='normal')),
-        diagonality=HINGE,
         rate_of='lavit',
     ),
 }

@@ -38,8 +38,8 @@ class StrictLoadHook(Hook):
         if isinstance(runner._train_loop, BaseLoop) and not runner._resume:
             check_overlaps(checkpoint, model, path)
             return
-        held = {*checkpoint, *checkpoint.get('meta', ())}
-        if runner._resume and not {'epoch', 'iter', 'message_hub'} <= held:
+        needed = {'epoch', 'iter', 'message_hub'}
+        if runner._resume and not needed <= {*checkpoint, *checkpoint.get('meta', ())}:
             raise UserError(
                 f'checkpoint {path!r} cannot be resumed: it holds {", ".join(checkpoint)}, and not '
                 'the state of a run. Weights are a start, not a state: --cfg-options '
