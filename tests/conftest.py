@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import importlib.util
+import json
 import os
 import pickle
 import re
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # images of the workspace, in each split
 TRAIN_IMAGES, TEST_IMAGES = 12, 6
 TRAIN_SCENES, TEST_SCENES = 4, 2
+# mmengine's SyncBN does not run without a process group.
+BN = ('--cfg-options', 'model.backbone.norm_cfg.type=BN')
+SEG_BN = ('--cfg-options', 'model.decode_head.norm_cfg.type=BN')
 
 # the layouts of configs/real_data, and what of Shapes stands for their files in the tests
 REAL_DATA = {
@@ -102,6 +107,16 @@ def isolated(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.fixture
+def data(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the workspace to spoil, in which the tools are started."""
+    root = shutil.copytree(workspace, tmp_path / 'work')
+    monkeypatch.chdir(root)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    yield root
+    forget_runs()
+
+
+@pytest.fixture
 def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Work in an empty directory, and leave no default scope, logger or variable behind."""
     monkeypatch.chdir(tmp_path)
@@ -152,6 +167,13 @@ def checkpoint(workspace: Path) -> str:
     path = workspace / 'cls.pth'
     torch.save({'state_dict': model.state_dict(), 'meta': {}}, path)
     return str(path)
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Change an annotation file in place."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
 
 
 def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -1,12 +1,10 @@
 """Bad input ends a run in one message that names the file, the key or the value."""
 
-import shutil
-
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, forget_runs, load_tool
+from conftest import BN, ROOT, SEG_BN, load_tool
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
@@ -14,22 +12,9 @@ from mmlavit.checks.config import missing_paths, misspelt_keys, wrong_ann_files
 from mmlavit.cli.configs import read_config
 
 TRAIN, TEST = load_tool('train'), load_tool('test')
-NANO = str(ROOT / 'configs/shapes/lavit-nano_shapes-cls.py')
-BN = ('--cfg-options', 'model.backbone.norm_cfg.type=BN')
-SEG_BN = ('--cfg-options', 'model.decode_head.norm_cfg.type=BN')
 PAGE = (ROOT / 'docs/bad_input.md').read_text()
 CIRCLES = 'shapes/classification/train/circle'
 MASKS = 'shapes/ade20k/annotations/training'
-
-
-@pytest.fixture
-def data(workspace, tmp_path, monkeypatch):
-    """A copy of the workspace to spoil, in which the tools are started."""
-    root = shutil.copytree(workspace, tmp_path / 'work')
-    monkeypatch.chdir(root)
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    yield root
-    forget_runs()
 
 
 @pytest.fixture
@@ -64,28 +49,6 @@ def test_mask_that_the_check_did_not_read_is_named(mask, message, stops, data):
         cv2.imwrite(str(path), mask.astype(np.uint8))
     found = stops('seg.py', *SEG_BN, 'default_hooks.dataset_check.num_masks=0')
     assert found.startswith(MASKS) and message in found
-
-
-@pytest.mark.parametrize(
-    'option',
-    [
-        'model.backbone.arch=huge',
-        'model.backbone.windw_size=7',
-        'model.backbone.type=mmlavit.LaVit',
-        'train_dataloader.dataset.data_root=nowhere',
-        'train_dataloader.dataset.data_prefix=trian',
-        'val_evaluator.topks=1',
-        'optim_wrapper.type=OptimWraper',
-    ],
-)
-def test_value_of_the_config_is_named(option, stops):
-    """A misspelt keyword or type, an impossible value, and data that is not there."""
-    roots = [
-        f'{split}_dataloader.dataset.data_root=shapes/classification' for split in ('train', 'val')
-    ]
-    message = stops(NANO, '--cfg-options', *roots, option)
-    key, _, value = option.partition('=')
-    assert key.split('.')[-1] in message or value in message
 
 
 @pytest.mark.parametrize(
@@ -135,16 +98,11 @@ def test_data_that_its_class_downloads_need_not_be_there(data):
     ('line', 'message'),
     [
         ('model = dict(backbone=tiny)', "NameError: name 'tiny' is not defined"),
-        ('model = dict(', 'never closed'),
         ('model = 1', 'bad.py: model is 1, expected a dictionary'),
         (
             'train_datalodaer = dict(batch_size=2)',
             "bad.py: the config has the key 'train_datalodaer', which nothing reads; did you mean "
             "'train_dataloader'? A variable of your own needs a name less alike",
-        ),
-        (
-            'train_dataloader = dict(bach_size=2)',
-            "bad.py: train_dataloader: no argument 'bach_size'; did you mean 'batch_size'?",
         ),
     ],
 )
@@ -152,11 +110,6 @@ def test_config_that_cannot_be_used_is_named(line, message, data, stops):
     """Whatever a config runs into while it is read, and keys that nothing reads."""
     (data / 'bad.py').write_text(f"_base_ = 'cls.py'\n{line}\n")
     assert message in stops('bad.py')
-
-
-def test_work_dir_that_cannot_be_written_to_is_named(stops):
-    """A path below a regular file fails for every user."""
-    assert stops('cls.py', '--work-dir', 'cls.py/run').startswith('work dir')
 
 
 def test_own_variables_are_no_misspelt_keys():

@@ -11,13 +11,16 @@ import pytest
 import torch
 from conftest import ROOT, forget_runs
 from mmengine.config import Config
+from mmengine.fileio import load as read_file
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from small_configs import Predictions, fit_nano, load
 from watched_config import deprecations, unread_keys, watch
 
+from mmlavit.apis.complexity import multiply_adds
 from mmlavit.cli.launch import build_runner
+from mmlavit.models.backbones.arch import ARCHS
 from mmlavit.shipped import config_names
 
 CONFIGS = [Path('configs', name) for name in config_names()]
@@ -27,7 +30,15 @@ TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) | {
     'data_root', 'dataset_type', 'metainfo', 'norm_cfg', 'train_pipeline', 'test_pipeline',
     'bgr_mean', 'bgr_std', 'scales', 'ms_crop', 'crop_size', 'lavit_det',
 }  # fmt: skip
-every_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+METADATA = {
+    Path(model['Config']): model['Metadata']
+    for metafile in read_file(ROOT / 'model-index.yml')['Import']
+    for model in read_file(ROOT / metafile)['Models']
+}
+
+
+def every_config(configs: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize('path', configs, ids=lambda path: path.stem)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +55,8 @@ def load_as_nano(path: Path, shapes: Path, tmp_path: Path) -> Config:
     return cfg
 
 
-@every_config
+# tests/test_layer_decay.py compares those with layer-wise decay of the rates with their bases
+@every_config([path for path in CONFIGS if '_lld_' not in path.stem])
 def test_every_config_trains_validates_and_tests(
     path: Path, shapes: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -101,9 +113,12 @@ def test_another_backbone_trains_in_our_config(
     assert all(value.isfinite().all() for value in runner.model.state_dict().values())
 
 
-@every_config
+@every_config(CONFIGS)
 def test_every_config_names_what_protects_its_run_and_builds_at_its_own_size(path: Path) -> None:
-    """In keys that upstream's tools read; channels agree; norms, biases and LayerScale keep all."""
+    """In keys that upstream's tools read; channels agree; norms, biases and LayerScale keep all.
+
+    Parameters, multiply-adds and the schedule are those of the metafile.
+    """
     cfg = Config.fromfile(ROOT / path)
     assert set(cfg) <= TOP_LEVEL, 'a key that nothing reads'
     assert cfg.runner_type == 'mmlavit.PortableRunner'
@@ -140,3 +155,15 @@ def test_every_config_names_what_protects_its_run_and_builds_at_its_own_size(pat
         assert channels[2] == cfg.model.auxiliary_head.in_channels
     else:
         assert channels == [cfg.model.head.in_channels]
+
+    meta = METADATA[path]
+    assert meta['Parameters'] == round(sum(p.numel() for p in model.parameters()), -4)
+    assert meta['Batch Size'] == cfg.auto_scale_lr.base_batch_size
+    assert meta.get('Epochs') == cfg.train_cfg.get('max_epochs')
+    assert meta.get('Iterations') == cfg.train_cfg.get('max_iters')
+    if 'FLOPs' in meta:
+        assert meta['FLOPs'] == round(multiply_adds(model, (224, 224))[''], -7)
+    if 'Depths' in meta:
+        texts = [meta[key] for key in ('Channels', 'Depths', 'VA Layers')]
+        shape = [tuple(int(value) for value in text.split(', ')) for text in texts]
+        assert shape == list(ARCHS[cfg.model.backbone.arch][:3])

@@ -135,24 +135,24 @@ def largest_file(size: int) -> Iterator[None]:
 
 def test_no_room_for_a_checkpoint_keeps_one(fails: Run) -> None:
     """A complete checkpoint outlives the failure, and the run can go on."""
-    config = write_config('full')
+    config = write_config('full', epochs=1)
     trains(config)
     folder = Path('work_dirs/full')
-    before = (folder / 'epoch_2.pth').read_bytes()
-    config = write_config('full', epochs=3)
+    before = (folder / 'epoch_1.pth').read_bytes()
+    config = write_config('full', epochs=2)
     with largest_file(len(before) // 2):
         message = fails(TRAIN, config, '--resume')
     assert (
-        f'{folder.absolute()}/epoch_3.pth cannot be written: File too large; it takes ' in message
+        f'{folder.absolute()}/epoch_2.pth cannot be written: File too large; it takes ' in message
     )
     assert ' are free in ' in message
-    assert (folder / 'epoch_2.pth').read_bytes() == before
-    assert (folder / 'last_checkpoint').read_text() == str((folder / 'epoch_2.pth').absolute())
+    assert (folder / 'epoch_1.pth').read_bytes() == before
+    assert (folder / 'last_checkpoint').read_text() == str((folder / 'epoch_1.pth').absolute())
     assert not list(folder.glob('.*.tmp'))
 
     trains(config, '--resume')
     names = sorted(path.name for path in folder.glob('*.pth'))
-    assert names == ['epoch_2.pth', 'epoch_3.pth']
+    assert names == ['epoch_1.pth', 'epoch_2.pth']
 
 
 def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path) -> None:

@@ -50,21 +50,6 @@ def test_two_nodes_work_together() -> None:
     assert Path('work dirs/nodes/epoch_1.pth').is_file()
 
 
-@pytest.mark.slow
-def test_what_is_wrong_in_one_process_ends_all() -> None:
-    """As where the second machine lacks the data; torchrun tells whose error came first."""
-    Path('lonely.py').write_text(
-        "_base_ = 'cls.py'\n"
-        'import os\n'
-        "load_from = 'none.pth' if os.environ['RANK'] == '1' else None\n"
-    )
-    job = start('dist_train.sh', 'lonely.py', '2')
-    output = finish(job)
-    assert job.returncode != 0
-    assert "train.py: error: checkpoint 'none.pth' does not exist" in output
-    assert 'exitcode  : 2' in output
-
-
 @pytest.mark.parametrize(
     ('argv', 'command'),
     [

@@ -92,15 +92,3 @@ def test_a_stale_pointer_cannot_be_resumed(fails: Run) -> None:
     Path('stale/last_checkpoint').write_text('gone/epoch_3.pth')
     message = fails(TRAIN, 'cls.py', '--work-dir', 'stale', '--resume')
     assert "checkpoint 'gone/epoch_3.pth' does not exist" in message
-
-
-@pytest.mark.usefixtures('isolated', 'checkpoint')
-def test_a_job_that_resumes_begins_with_the_weights_of_its_config(run: Run) -> None:
-    """A job script has `--resume` from its first start."""
-    argv = ('cls.py', '--resume', '--cfg-options', 'load_from=cls.pth', 'work_dir=job')
-    output = run(TRAIN, *argv)
-    assert 'Load checkpoint from cls.pth' in output
-    assert 'Epoch(train) [1]' in output
-    output = run(TRAIN, *argv, 'train_cfg.max_epochs=2')
-    assert 'resumed epoch: 1' in output
-    assert 'Epoch(train) [1]' not in output

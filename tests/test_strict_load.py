@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import Run, load_tool
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import nn
@@ -10,8 +9,6 @@ from torch import nn
 from mmlavit.engine import StrictLoadHook
 from mmlavit.errors import UserError
 from mmlavit.models import LessAttention
-
-TRAIN = load_tool('train')
 
 pytestmark = pytest.mark.usefixtures('isolated')
 
@@ -63,21 +60,3 @@ def test_strict_load_lists_what_does_not_fit() -> None:
     assert torch.equal(model.weight, before)
     with pytest.raises(UserError, match=r'some\.pth holds a list, expected a state dict'):
         load_strictly(model, [1])
-
-
-def test_training_takes_what_fits(run: Run, checkpoint: str) -> None:
-    """Whatever the rest, as where another head is put on a backbone."""
-    state = torch.load(checkpoint)['state_dict']
-    kept = {key: value for key, value in state.items() if key.startswith('backbone')}
-    torch.save({'state_dict': kept | {'net.weight': torch.zeros(1)}}, 'backbone.pth')
-    output = run(TRAIN, 'cls.py', '--cfg-options', 'load_from=backbone.pth')
-    assert 'missing keys in source state_dict: head.fc.weight' in output
-
-
-def test_training_does_not_start_from_a_checkpoint_of_which_nothing_fits(fails: Run) -> None:
-    """mmengine warns, and would train from random weights."""
-    torch.save({'state_dict': {'net.weight': torch.zeros(1)}}, 'net.pth')
-    options = ('model.backbone.norm_cfg.type=BN', 'load_from=net.pth')
-    message = fails(TRAIN, 'cls.py', '--cfg-options', *options)
-    assert 'net.pth: no tensor fits this ImageClassifier' in message
-    assert 'in the file: 1: net.weight' in message

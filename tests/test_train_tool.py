@@ -17,10 +17,8 @@ pytestmark = pytest.mark.usefixtures('isolated')
         ('cls.py', 'epoch_1.pth', 'out/cls.pkl', TEST_IMAGES, 'accuracy/top1'),
         ('det.py', 'epoch_1.pth', 'out/det.pickle', TEST_SCENES, 'coco/bbox_mAP'),
         ('seg.py', 'iter_2.pth', 'out/seg', TEST_SCENES, 'mIoU'),
-        # OpenMMLab's pure Python configs
+        # OpenMMLab's pure Python config
         ('lazy_cls.py', 'epoch_1.pth', 'out/lazy_cls.pkl', TEST_IMAGES, 'accuracy/top1'),
-        ('lazy_det.py', 'epoch_1.pth', 'out/lazy_det.pkl', TEST_SCENES, 'coco/bbox_mAP'),
-        ('lazy_seg.py', 'iter_2.pth', 'out/lazy_seg', TEST_SCENES, 'mIoU'),
     ],
 )
 def test_one_pair_of_tools_serves_three_toolboxes(
@@ -41,17 +39,18 @@ def test_one_pair_of_tools_serves_three_toolboxes(
         assert len(predictions(out)) == num_images
 
 
+@pytest.mark.usefixtures('checkpoint')
 def test_training_options_and_resume(run: Run) -> None:
-    """The options reach the run, and --resume goes on with the epoch after the checkpoint's."""
-    argv = ('cls.py', '--work-dir', 'work dirs/options')
+    """--resume goes on with the next epoch, and begins with load_from where there is no run yet."""
+    argv = ('cls.py', '--work-dir', 'work dirs/options', '--resume')
+    argv += ('--cfg-options', 'load_from=cls.pth')
     output = run(TRAIN, *argv, '--auto-scale-lr')
+    assert 'Load checkpoint from cls.pth' in output
     # 3 images a batch against a base of 12: a quarter of 0.02
     assert 'Epoch(train) [1][4/4]  lr: 5.0000e-03' in output
     assert 'accuracy/top1: ' in output
 
-    output = run(
-        TRAIN, *argv, '--resume', '--no-validate', '--cfg-options', 'train_cfg.max_epochs=2'
-    )
+    output = run(TRAIN, *argv, 'train_cfg.max_epochs=2', '--no-validate')
     assert 'resumed epoch: 1, iter: 4' in output
     assert 'Epoch(train) [1]' not in output
     assert 'Epoch(train) [2][4/4]' in output
@@ -91,6 +90,11 @@ def test_training_options_and_resume(run: Run) -> None:
             ('cls.py', '--cfg-options', 'train_dataloader.dataset.data_root=nowhere'),
             "data_root 'nowhere' does not exist",
         ),
+        (
+            ('cls.py', '--cfg-options', 'train_dataloader.dataset.data_prefix=trian'),
+            "data_prefix 'shapes/classification/trian' does not exist",
+        ),
+        (('cls.py', '--work-dir', 'cls.py/run'), "work dir 'cls.py/run' cannot be written to"),
     ],
 )
 def test_train_explains_user_errors(

@@ -11,11 +11,9 @@ import torch
 import triton_cases as cases
 from conftest import forget_runs
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmlavit
 from mmlavit import ops
-from mmlavit.models import LaViT
 from mmlavit.ops import backends
 from mmlavit.ops import triton as kernels
 
@@ -48,41 +46,6 @@ def test_the_package_works_without_its_kernels(tmp_path):
         "print(LaViT('nano')(torch.zeros(1, 3, 32, 32))[0].shape, ops.__file__)"
     )
     subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
-
-
-class Operators(TorchDispatchMode):
-    """The operators of this package that were called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == 'mmlavit':
-            self.names.append(function.name().removeprefix('mmlavit::'))
-        return function(*args, **kwargs or {})
-
-
-def test_a_backbone_on_a_gpu_takes_kernels():
-    pytest.importorskip('triton')
-    model = LaViT('nano')
-    shapes = {key: x.shape for key, x in model.state_dict().items()}
-    with FakeTensorMode(), Operators() as called:
-        # as under autocast: logits are bfloat16, and the residual of attention is float32
-        weights = {
-            key: torch.empty(shape, device='cuda', dtype=dtype)
-            for key, shape in shapes.items()
-            for dtype in [torch.float32 if 'residual.' in key else torch.bfloat16]
-        }
-        images = torch.empty(1, 3, 60, 100, device='cuda', dtype=torch.bfloat16)
-        maps = torch.func.functional_call(model, weights, (images,))
-    assert [tuple(x.shape[2:]) for x in maps] == [(15, 25), (8, 13), (4, 7), (2, 4)]
-    wanted = []
-    for i, depth in enumerate(model.arch.depths):
-        wanted += ['attention_residual'] * (i > 0)
-        for name in ['vanilla_attention', *['less_attention'] * (depth - 1)]:
-            wanted += ['add_norm', name, 'add_norm', 'conv_gelu']
-    assert called.names == wanted
 
 
 @pytest.fixture
