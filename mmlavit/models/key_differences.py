@@ -60,11 +60,11 @@ def key_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> li
     return [f'  {kind}: {listing(keys)}' for kind, keys in kinds.items() if keys]
 
 
-def listing(keys: Iterable[Any], most: int = LISTED_KEYS) -> str:
+def listing(keys: Iterable[Any]) -> str:
     """Count keys and name the first ones."""
     names = [str(key) for key in keys]
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return f'{len(names)}: {", ".join(names[:most])}{more}'
+    more = f' and {len(names) - LISTED_KEYS} more' if len(names) > LISTED_KEYS else ''
+    return f'{len(names)}: {", ".join(names[:LISTED_KEYS])}{more}'
 
 
 def _fits(key: str, found: Any, expected: Any) -> bool:

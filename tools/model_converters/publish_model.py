@@ -67,7 +67,7 @@ def publish(args: Namespace) -> None:
     print(f'{"written" if written else "already there"}: {target}')
 
 
-def serialize(checkpoint: dict[str, Any], suffix: str = '.pth') -> bytes:
+def serialize(checkpoint: dict[str, Any], suffix: str) -> bytes:
     """Save a checkpoint to bytes, which unlike a file do not depend on the file's name.
 
     The suffix ``'.safetensors'`` asks for that format, which keeps the meta information as JSON.

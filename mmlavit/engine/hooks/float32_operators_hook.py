@@ -22,11 +22,7 @@ class Float32OperatorsHook(Hook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Attach to all RoI extractors and heads.
-
-        Args:
-            runner: The runner, whose model comes from mmdet.
-        """
+        """Attach to all RoI extractors and heads."""
         for module in runner.model.modules():
             # `roi_layers` are the operators of every RoI extractor
             if hasattr(module, 'roi_layers'):
