@@ -341,6 +341,7 @@ def test_a_model_without_boxes_is_named(checkpoints):
         ('none*.png --out out', "input 'none*.png': no image found"),
         ('empty --out out', "input 'empty': no image found"),
         ('images --out file', "--out 'file' is a file"),
+        ('images --out file/out', "--out 'file/out' cannot be written to"),
         ('images --out out --batch-size 0', '--batch-size: 0 is below 1'),
         ('images --out out --device cuda:99', "--device 'cuda:99' cannot be used"),
         (f'{OPTIONS} model.backbone.archh=nano', "unexpected keyword argument 'archh'"),

@@ -89,12 +89,12 @@ def predict(args: Namespace) -> None:
     if args.batch_size < 1:
         raise UserError(f'--batch-size: {args.batch_size} is below 1')
     check_out(args.out, args.overwrite)
+    check_work_dir(str(args.out), '--out')
     device = check_device(args.device or get_device())
     cfg = read_config(args.config, args.cfg_options)
     images = find_images(args.inputs, [args.out / 'pictures', args.out / 'masks'])
     model, metainfo = load_plain_model(cfg, args.checkpoint)
     predictor = Predictor(cfg, model, metainfo, device)
-    check_work_dir(str(args.out), '--out')
     args.out.mkdir(parents=True, exist_ok=True)
 
     pngs = png_names(images)

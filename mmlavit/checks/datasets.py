@@ -37,7 +37,7 @@ CLASS_HEADS = re.compile(
 def base_datasets(dataset: Any) -> Iterator[Any]:
     """Unwrap guarded, repeated, concatenated and balanced datasets."""
     inner = [getattr(dataset, name) for name in ('dataset', '_dataset') if hasattr(dataset, name)]
-    # what a wrapper of ours looks up in the one inside is the same
+    # a wrapper that looks up what it lacks in the one inside has both names: one leads to all
     inner = inner[:1] or list(getattr(dataset, 'datasets', None) or ())
     if dataset is None or isinstance(dataset, BaseDataset) or not inner:
         yield from () if dataset is None else (dataset,)
