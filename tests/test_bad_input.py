@@ -13,6 +13,7 @@ from mmlavit.cli.configs import read_config
 
 TRAIN, TEST = load_tool('train'), load_tool('test')
 PAGE = (ROOT / 'docs/bad_input.md').read_text()
+NANO = str(ROOT / 'configs/shapes/lavit-nano_shapes-cls.py')
 CIRCLES = 'shapes/classification/train/circle'
 MASKS = 'shapes/ade20k/annotations/training'
 
@@ -92,6 +93,28 @@ def test_data_that_its_class_downloads_need_not_be_there(data):
     assert missing_paths(cfg, 'train_dataloader')
     cfg.train_dataloader.dataset.download = True
     assert not missing_paths(cfg, 'train_dataloader')
+
+
+@pytest.mark.parametrize(
+    'option',
+    [
+        'model.backbone.arch=huge',
+        'model.backbone.windw_size=7',
+        'model.backbone.type=mmlavit.LaVit',
+        'train_dataloader.dataset.data_root=nowhere',
+        'train_dataloader.dataset.data_prefix=trian',
+        'val_evaluator.topks=1',
+        'optim_wrapper.type=OptimWraper',
+    ],
+)
+def test_value_of_the_config_is_named(option, stops):
+    """A misspelt keyword or type, an impossible value, and data that is not there."""
+    roots = [
+        f'{split}_dataloader.dataset.data_root=shapes/classification' for split in ('train', 'val')
+    ]
+    message = stops(NANO, '--cfg-options', *roots, option)
+    key, _, value = option.partition('=')
+    assert key.split('.')[-1] in message or value in message
 
 
 @pytest.mark.parametrize(

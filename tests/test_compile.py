@@ -10,6 +10,9 @@ from torch._dynamo.utils import counters
 from mmlavit import ops
 from mmlavit.ops import Windows
 
+# more than one image, and than one window in each direction: torch takes one for a case of its own
+MORE_SIZES = [(2, 3, 40, 52), (3, 3, 64, 96), (4, 3, 43, 100)]
+
 
 @pytest.fixture(autouse=True)
 def forget_graphs() -> Iterator[None]:
@@ -35,6 +38,17 @@ def test_training_step_is_the_same() -> None:
     model = make_model(out_indices=(0, 1)).train()
     compiled = torch.compile(model, backend='aot_eager', dynamic=False, fullgraph=True)
     compare(compiled, model, torch.randn(SIZES[1]))
+
+
+@pytest.mark.slow
+def test_one_graph_serves_all_sizes() -> None:
+    """Whether windows and patches fill the map or not."""
+    # even windows are one class in a residual, whose graph is built in half the time
+    model = make_model(window_size=2, out_indices=(0, 1))
+    compiled = torch.compile(model, backend='eager', dynamic=True, fullgraph=True)
+    for size in MORE_SIZES:
+        compare(compiled, model, torch.randn(size))
+    assert counters['stats']['unique_graphs'] == 1
 
 
 def test_graphs_are_kept_by_size_and_by_backend() -> None:

@@ -35,10 +35,7 @@ METADATA = {
     for metafile in read_file(ROOT / 'model-index.yml')['Import']
     for model in read_file(ROOT / metafile)['Models']
 }
-
-
-def every_config(configs: list[Path]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize('path', configs, ids=lambda path: path.stem)
+every_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +52,7 @@ def load_as_nano(path: Path, shapes: Path, tmp_path: Path) -> Config:
     return cfg
 
 
-# tests/test_layer_decay.py compares those with layer-wise decay of the rates with their bases
-@every_config([path for path in CONFIGS if '_lld_' not in path.stem])
+@every_config
 def test_every_config_trains_validates_and_tests(
     path: Path, shapes: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -113,7 +109,7 @@ def test_another_backbone_trains_in_our_config(
     assert all(value.isfinite().all() for value in runner.model.state_dict().values())
 
 
-@every_config(CONFIGS)
+@every_config
 def test_every_config_names_what_protects_its_run_and_builds_at_its_own_size(path: Path) -> None:
     """In keys that upstream's tools read; channels agree; norms, biases and LayerScale keep all.
 

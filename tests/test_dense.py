@@ -19,6 +19,7 @@ CONFIGS = {
     'mmdet': 'configs/shapes/mask-rcnn_lavit-nano_shapes.py',
     'mmseg': 'configs/shapes/upernet_lavit-nano_shapes.py',
 }
+dense = pytest.mark.parametrize('toolbox', CONFIGS)
 
 
 @pytest.fixture(scope='module')
@@ -33,11 +34,14 @@ def classifier(tmp_path_factory):
     return path, backbone.state_dict()
 
 
-def test_the_running_model_starts_from_the_checkpoint(classifier, shapes, tmp_path):
+@pytest.mark.parametrize(('toolbox', 'window_size'), [('mmdet', 5), ('mmseg', 7)])
+def test_the_running_model_starts_from_the_checkpoint(
+    toolbox, window_size, classifier, shapes, tmp_path
+):
     path, state = classifier
-    cfg = load(CONFIGS['mmdet'], shapes, tmp_path)
+    cfg = load(CONFIGS[toolbox], shapes, tmp_path)
     cfg.model.backbone.update(
-        window_size=5,
+        window_size=window_size,
         init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix='backbone.'),
     )
     cfg.optim_wrapper.optimizer.update(lr=0.0)  # what trains is what was loaded
@@ -46,13 +50,14 @@ def test_the_running_model_starts_from_the_checkpoint(classifier, shapes, tmp_pa
     running = runner.model.backbone.state_dict()
     for name, value in state.items():
         if value.shape != running[name].shape:
-            value = resize_transform(value, 5**2)
+            value = resize_transform(value, window_size**2)
         torch.testing.assert_close(running[name], value, rtol=0, atol=0)
 
 
-def test_a_frozen_backbone_trains_with_the_diagonality_loss(shapes, tmp_path):
+@dense
+def test_a_frozen_backbone_trains_with_the_diagonality_loss(toolbox, shapes, tmp_path):
     """And with checkpointing: what is frozen stays, what is not learns."""
-    cfg = load(CONFIGS['mmdet'], shapes, tmp_path)
+    cfg = load(CONFIGS[toolbox], shapes, tmp_path)
     cfg.model.backbone.update(frozen_stages=2, with_cp=True)
     cfg.custom_hooks = [dict(type='mmlavit.DiagonalityLossHook')]
     runner = build_runner(cfg)
@@ -101,7 +106,7 @@ def test_another_detector_uses_every_parameter(tmp_path):
     assert [name for name, p in model.backbone.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize('toolbox', CONFIGS)
+@dense
 def test_odd_and_very_wide_images_train_and_test(toolbox, shapes, tmp_path):
     """Also where SyncBN is asked for, which no CPU has."""
     cfg = load(CONFIGS[toolbox], shapes, tmp_path)

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 import warnings
-from argparse import Namespace
 from itertools import count
 from pathlib import Path
 
@@ -76,12 +75,13 @@ def assert_equal(found: list[np.ndarray], expected: list[torch.Tensor]) -> None:
 
 
 @torch.no_grad()
-def test_exported_program_equals_the_model(backbone: nn.Module) -> None:
-    """torch.export for any number of images, on windows that are full and on those that are not."""
-    for size in [(3, 96, 128), (3, 90, 131)]:
-        images, shapes = torch.randn(2, *size), ({0: Dim.DYNAMIC},)
-        program = torch.export.export(backbone, (images,), dynamic_shapes=shapes).module()
-        tested = torch.randn(5, *size)
+def test_exported_program_equals_the_model() -> None:
+    """torch.export for all sizes, on windows that are full and on those that are not."""
+    backbone = randomize(LaViT(ARCH, window_size=4, out_indices=(0, 1)))
+    images, shapes = torch.randn(2, 3, 90, 131), (dict.fromkeys((0, 2, 3), Dim.DYNAMIC),)
+    program = torch.export.export(backbone, (images,), dynamic_shapes=shapes).module()
+    for size in [(3, 3, 112, 224), (5, 3, 97, 100), (4, 3, 301, 90)]:
+        tested = torch.randn(size)
         for found, expected in zip(program(tested), backbone(tested), strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -158,22 +158,31 @@ META = dict(img_shape=(64, 96), ori_shape=(64, 96), pad_shape=(64, 96))
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_segmentor_gives_what_mmseg_predicts(saved: dict, run: Run) -> None:
-    """Logits of the images' size; of several the largest decides, of a single one the threshold."""
+def test_segmentor_gives_what_mmseg_infers(saved: dict, run: Run) -> None:
+    """Logits at the size of the image."""
+    config, checkpoint, model = saved['seg']
+    options = ('--out', 'model.onnx', '--shape', '64', '96', '--dynamic-batch')
+    run(tool, config, checkpoint, *options)
     images = torch.randn(3, 3, 64, 96)
-    for name in ('binary', 'seg'):
+    expected = model.inference(images, [META] * 3)
+    assert_equal(run_graph(Path('model.onnx'), images), [expected])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_labels_are_those_of_mmseg(saved: dict, run: Run) -> None:
+    """Of several logits the largest decides, of a single one the threshold."""
+    images = torch.randn(1, 3, 64, 96)
+    for name in ('seg', 'binary'):
         config, checkpoint, model = saved[name]
-        expected = model.inference(images, [META] * 3)
-        labels = torch.cat([s.pred_sem_seg.data for s in model.postprocess_result(expected)])
-        assert len(labels.unique()) > 1
-        for argmax, output in ((False, expected), (True, labels.long())):
-            args = Namespace(argmax=argmax, backbone_only=False)
-            torch.testing.assert_close(tool.choose(model, args, 'mmseg')[0](images), output)
-    options = ('--shape', '64', '96', '--argmax', '--dynamic-batch')
-    run(tool, config, checkpoint, '--out', 'model.onnx', *options)
-    (found,) = run_graph(Path('model.onnx'), images)
-    assert found.shape == (3, 64, 96)
-    assert (found == labels.numpy()).mean() > 0.999
+        (sample,) = model.postprocess_result(model.inference(images, [META]))
+        found = tool.Labels(model)(images)
+        assert len(found.unique()) > 1
+        assert torch.equal(found, sample.pred_sem_seg.data.long())
+    run(tool, config, checkpoint, '--out', 'model.onnx', '--shape', '64', '96', '--argmax')
+    (labels,) = run_graph(Path('model.onnx'), images)
+    assert labels.shape == (1, 64, 96)
+    assert (labels == found.numpy()).mean() > 0.999
 
 
 def test_backbone_of_a_detector_gives_its_maps(saved: dict, run: Run) -> None:

@@ -69,9 +69,9 @@ def test_a_loss_of_one_process_stops_both() -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been() -> None:
-    """The harness with one stop: SIGKILL while a checkpoint is written, as the seed has it."""
+    """The harness with few stops: SIGKILL at random moments and SIGTERM to all processes."""
     script = str(ROOT / 'benchmarks/kill_and_resume.py')
-    argv = ['--kills', '1', '--preemptions', '0', '--epochs', '3', '--seed', '1']
+    argv = ['--kills', '2', '--preemptions', '1', '--epochs', '6']
     done = subprocess.run(
         [sys.executable, script, *argv],
         env=TESTS_ON_PATH,

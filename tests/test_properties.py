@@ -95,6 +95,22 @@ def test_the_residual_equals_the_whole_map_definition(size, in_and_out_window):
     check_residual(size, in_and_out_window)
 
 
+@pytest.mark.parametrize(('size', 'sides'), [((6, 5), (3, 3)), ((4, 4), (2, 2))])
+def test_gradients_of_the_residual_are_exact(size, sides):
+    """Against finite differences in float64, with straddling cells and padding."""
+    layer = AttentionResidual(1, 2).double()
+    windows = residual_windows(size, sides)
+    count, n = windows[0].rows * windows[0].cols, sides[0] ** 2
+    logits = torch.randn(count, 1, n, n, dtype=torch.float64)
+
+    def residual(value, *parameters):
+        named = dict(zip(dict(layer.named_parameters()), parameters, strict=True))
+        return torch.func.functional_call(layer, named, (value, *windows))
+
+    inputs = [t.detach().clone().requires_grad_() for t in (logits, *layer.parameters())]
+    assert torch.autograd.gradcheck(residual, inputs, fast_mode=True)
+
+
 def test_a_residual_of_half_precision_logits_near_the_limit_stays_finite():
     windows = residual_windows((14, 14), (7, 7))
     with torch.autocast('cpu', torch.float16):
@@ -149,6 +165,20 @@ def test_attention_is_that_of_the_definition_whatever_stands_at_padding(kind, ca
         found.append([o, *p, *torch.autograd.grad(loss, leaves)])
     for got, wanted in zip(*found, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+
+
+@few
+@given(cases(), seeds, st.sampled_from(['hinge', 'linear']))
+def test_the_loss_does_not_see_padding(case, seed, form):
+    """It is the mean over windows of what each gives on its tokens alone."""
+    (heads, windows), _ = case, torch.manual_seed(seed)
+    logits = tensors_of(heads, windows)[1]
+    alone = [diagonality_loss(pairs[None], form=form) for pairs in valid_pairs(logits, windows)]
+    valid = windows.valid(logits)
+    if valid is not None:
+        logits = logits.masked_fill(valid * valid.mT == 0, -1e6)
+    found = diagonality_loss(logits, windows, form)
+    torch.testing.assert_close(found, torch.stack(alone).mean(), rtol=1e-9, atol=1e-10)
 
 
 @few

@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT
 
 from mmlavit import __version__
+from mmlavit.shipped import config_names
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +89,18 @@ def test_quick_start_from_an_empty_directory(built: Path, tmp_path: Path) -> Non
     (site / 'dependencies.pth').write_text(sysconfig.get_path('purelib'))
     install = ('--python', venv / 'bin/python', 'install', *OPTIONS)
     run(*PIP, *install, *built.glob('*.whl'), cwd=built)
+
+    code = (
+        'from mmengine.config import Config\n'
+        'from mmlavit.shipped import config_names, config_path\n'
+        'for name in config_names():\n'
+        '    loader = Config.fromfile(config_path(name)).train_dataloader\n'
+        '    print(name, loader.dataset.data_root)\n'
+    )
+    lines = run(venv / 'bin/python', '-c', code, cwd=tmp_path).splitlines()
+    roots = dict(line.split() for line in lines)
+    assert list(roots) == config_names()
+    assert {root.split('/')[0] for root in roots.values()} == {'data'}
 
     before, command = files_of(venv), venv / 'bin/mmlavit'
     sizes = ('--num-classification', 12, 6, '--num-scenes', 2, 1)

@@ -180,7 +180,7 @@ def train_step(model, images, scale=1):
 
 @pytest.mark.parametrize(('mixed', 'tolerance'), [(False, 1e-4), (True, 0.02)])
 def test_backbone_with_checkpoints_or_in_mixed_precision(mixed, tolerance):
-    model, images = LaViT(ARCH, window_size=3), torch.randn(1, 3, 16, 36)
+    model, images = LaViT(ARCH, window_size=3), torch.randn(1, 3, 36, 44)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     wanted, _ = train_step(model, images)
